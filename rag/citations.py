@@ -1,0 +1,39 @@
+"""Where a quote stands, verbatim, in a text: whitespace may differ, nothing else may."""
+
+from __future__ import annotations
+
+import re
+
+from understudy.records import Chunk, Citation
+
+
+def find_quote(quote: str, text: str) -> tuple[int, int] | None:
+    """The [start, end) of `quote` in `text`, runs of whitespace being equal, or None.
+
+    A quote of fewer than three words proves nothing and is never found.
+    """
+    words = quote.split()
+    if len(words) < 3:
+        return None
+    match = re.search(r"\s+".join(re.escape(word) for word in words), text)
+    return (match.start(), match.end()) if match else None
+
+
+def locate(quote: str, chunks: list[Chunk], page_starts: dict[str, list[int]]) -> Citation | None:
+    """The citation for a quote, from the first chunk that holds it; `page_starts` is by document id."""
+    for chunk in chunks:
+        span = find_quote(quote, chunk.text)
+        if span:
+            start, end = chunk.start + span[0], chunk.start + span[1]
+            page = page_of(start, page_starts.get(chunk.document_id, [0]))
+            return Citation(
+                chunk_id=chunk.id, document_id=chunk.document_id, document=chunk.document, quote=chunk.text[span[0] : span[1]], page=page, start=start, end=end
+            )
+    return None
+
+
+def page_of(offset: int, starts: list[int]) -> int:
+    """The physical, 1-based page that holds a code point offset."""
+    from bisect import bisect_right
+
+    return max(1, bisect_right(starts, offset))

@@ -1,0 +1,154 @@
+"""Every prompt, rendered in one place for inference, training and proof, so that they cannot drift.
+
+Answer and validation prompts share one prefix (system, passages), then task and question: an engine's
+prefix cache pays for the passages once, and so does training over a prefix tree (train/trie.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from understudy.digests import digest_of
+from understudy.records import Message
+
+ABSTENTION = "The documents do not answer this question."
+
+SYSTEM = "You answer questions about documents. Use only the passages you are given."
+PLAN_SYSTEM = "You turn questions into search queries."
+
+PLAN_TASK = "Write a short search query of keywords for this question.\nQuestion: {question}"
+ANSWER_TASK = (
+    "Copy the sentence of the passages that answers the question, word for word, after 'Quote:'. "
+    "Then answer in one sentence after 'Answer:'. "
+    f"If the passages do not answer it, write only: {ABSTENTION}\n"
+    "Question: {question}"
+)
+VALIDATE_TASK = (
+    "Is the proposed answer right, by the passages alone? Write a score from 0 (wrong) to 1 (right).\n"
+    "Question: {question}\nProposed answer: {proposal}"
+)
+
+EXAMPLE_PASSAGES = [
+    "The reading room opens at nine on weekdays. Visitors may borrow up to six books for three weeks.",
+    "Lost cards are replaced at the front desk for a fee of four euro.",
+]
+EXAMPLE_QUESTION = "How many books can a visitor take home?"
+EXAMPLE_QUOTE = "Visitors may borrow up to six books for three weeks."
+EXAMPLE_ANSWER = "A visitor can borrow up to six books."
+EXAMPLE_UNANSWERED = "When was the library built?"
+EXAMPLE_QUERY = "visitor borrowing limit books"
+
+PROMPT_VERSION = digest_of(
+    [ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
+)[:12]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model's answer text says: the quotes as emitted, the answer, and whether it abstains."""
+
+    text: str
+    quotes: list[str]
+    abstained: bool
+    well_formed: bool  # an abstention alone, or at least one quote and then an answer
+
+
+def plan_messages(question: str, worked_example: bool = False) -> list[Message]:
+    """The prompt that asks for a search query."""
+    shots = _shot(PLAN_TASK.format(question=EXAMPLE_QUESTION), EXAMPLE_QUERY) if worked_example else []
+    return [Message(role="system", content=PLAN_SYSTEM), *shots, _user(PLAN_TASK.format(question=question))]
+
+
+def answer_messages(question: str, passages: list[str], worked_example: bool = False) -> list[Message]:
+    """The prompt that asks for quotes and an answer, or an abstention."""
+    shots: list[Message] = []
+    if worked_example:
+        context = _context(EXAMPLE_PASSAGES)
+        shots = [
+            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_QUESTION), answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
+            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_UNANSWERED), ABSTENTION),
+        ]
+    return [Message(role="system", content=SYSTEM), *shots, _user(_context(passages) + ANSWER_TASK.format(question=question))]
+
+
+def validate_messages(question: str, passages: list[str], proposal: str, worked_example: bool = False) -> list[Message]:
+    """The prompt that asks for a score in [0, 1] of a proposed answer."""
+    shots: list[Message] = []
+    if worked_example:
+        context = _context(EXAMPLE_PASSAGES)
+        wrong = proposal_text([EXAMPLE_QUOTE], "A visitor can borrow three books.")
+        right = proposal_text([EXAMPLE_QUOTE], EXAMPLE_ANSWER)
+        shots = [
+            *_shot(context + VALIDATE_TASK.format(question=EXAMPLE_QUESTION, proposal=right), score_target(True)),
+            *_shot(context + VALIDATE_TASK.format(question=EXAMPLE_QUESTION, proposal=wrong), score_target(False)),
+        ]
+    user = _user(_context(passages) + VALIDATE_TASK.format(question=question, proposal=proposal))
+    return [Message(role="system", content=SYSTEM), *shots, user]
+
+
+def answer_target(quotes: list[str], answer: str) -> str:
+    """The completion that teaches an answer: quote first, then answer."""
+    return "".join(f"Quote: {quote}\n" for quote in quotes) + f"Answer: {answer}"
+
+
+def proposal_text(quotes: list[str], answer: str) -> str:
+    """An answer as the validator sees it, on one line."""
+    return " ".join([answer, *(f'("{quote}")' for quote in quotes)])
+
+
+def score_target(right: bool) -> str:
+    """The completion that teaches validation: one token."""
+    return "1" if right else "0"
+
+
+def parse_answer(text: str) -> Answer:
+    """Read an answer completion; tolerant of case and of text around the two labels."""
+    text = strip_thinking(text).strip()
+    quotes = [q for q in (_clean_quote(m) for m in re.findall(r"(?im)^\s*quote\s*:\s*(.+?)\s*$", text)) if q]
+    found = re.search(r"(?is)\banswer\s*:\s*(.+)$", text)
+    body = (found.group(1) if found else re.sub(r"(?im)^\s*quote\s*:.*$", "", text)).strip()
+    abstained = ABSTENTION.rstrip(".").lower() in text.lower() and not quotes
+    if abstained:
+        return Answer(ABSTENTION, [], True, text.rstrip(".") == ABSTENTION.rstrip("."))
+    return Answer(body, quotes, False, bool(quotes and found and body))
+
+
+def parse_score(text: str) -> float | None:
+    """The one score in [0, 1] that a validation text states, or None."""
+    match = re.fullmatch(r"\s*(?:score\s*[:=]?\s*)?(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)\.?\s*", strip_thinking(text), re.IGNORECASE)
+    return float(match.group(1)) if match else None
+
+
+def parse_query(text: str) -> str:
+    """The first line of a plan completion, without a label or quotation marks."""
+    lines = strip_thinking(text).strip().splitlines()
+    return re.sub(r"(?i)^\s*(search )?query\s*:\s*", "", lines[0]).strip(" \"'") if lines else ""
+
+
+def strip_thinking(text: str) -> str:
+    """A reasoning model's text without its think block, closed or cut off."""
+    return re.sub(r"(?s)<think>.*?(</think>|$)", "", text) if "<think>" in text else text.rpartition("</think>")[2]
+
+
+def _context(passages: list[str]) -> str:
+    shown = "\n\n".join(f"[{number}] {_flat(passage)}" for number, passage in enumerate(passages, 1))
+    return f"Passages:\n{shown or '(none)'}\n\n"
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _clean_quote(text: str) -> str:
+    """A quote without enclosing marks or a passage number such as [2]."""
+    text = re.sub(r"^\[\d+\]\s*|\s*\[\d+\]$", "", text.strip()).strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] in "\"“'" and text[-1] in "\"”'" else text
+
+
+def _user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def _shot(user: str, assistant: str) -> list[Message]:
+    return [_user(user), Message(role="assistant", content=assistant)]

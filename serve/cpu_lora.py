@@ -1,0 +1,114 @@
+"""LoRA that does not cost a copy of the weights per token on vLLM's CPU backend: a `vllm.general_plugins` entry point.
+
+vLLM's torch fallback gathers A and B once per *token* (vllm/lora/ops/torch_ops/lora_ops.py), and where the batch mixes base
+and adapter rows it indexes slot -1, so that base rows get the adapter of the last slot. Here rows are grouped by adapter once
+a step, a layer's slices (q, k, v; gate, up) are packed into one pair of matrices per adapter, and every group costs two matrix
+products: `x @ down.T`, then `@ up.T` added in place. This module is the arithmetic and the registration; the class that
+vLLM instantiates is in `serve.punica`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+STOCK = "UNDERSTUDY_STOCK_LORA"  # set to 1, vLLM keeps its own LoRA arithmetic (to compare)
+WRAPPER = "serve.punica.GroupedPunicaWrapper"
+
+Rows = slice | torch.Tensor  # which rows of a batch: a run, or indices
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One adapter's weights for one layer, all slices in one pair of matrices."""
+
+    down: torch.Tensor  # [ranks of all slices, input]
+    up: torch.Tensor  # [output, ranks of all slices], zero off the slices' own blocks
+
+
+def group_rows(slots: torch.Tensor) -> list[tuple[int, Rows]]:
+    """(adapter slot, its rows) for each adapter in a batch; rows with slot -1 belong to none and are left out.
+
+    `slots` is [rows]. An adapter whose rows stand together gets a slice, which costs no gather.
+    """
+    values, lengths = torch.unique_consecutive(slots, return_counts=True)
+    runs: dict[int, list[tuple[int, int]]] = {}
+    start = 0
+    for slot, length in zip(values.tolist(), lengths.tolist(), strict=True):
+        if slot >= 0:
+            runs.setdefault(slot, []).append((start, start + length))
+        start += length
+    return [(slot, slice(*spans[0]) if len(spans) == 1 else (slots == slot).nonzero().view(-1)) for slot, spans in runs.items()]
+
+
+def pack(a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...], slot: int) -> Packed | None:
+    """The slot's weights of one layer without their zero padding; None where the adapter leaves the layer alone.
+
+    `a_stacked[i]` is [slots, 1, max rank, input], `b_stacked[i]` [slots, 1, output of slice i, max rank].
+    """
+    downs, ups = [], []
+    for a, b in zip(a_stacked, b_stacked, strict=True):
+        down, up = a[slot, 0], b[slot, 0]
+        used = (down != 0).any(dim=1) & (up != 0).any(dim=0)
+        downs.append(down[used])
+        ups.append(up[:, used])
+    if not any(down.shape[0] for down in downs):
+        return None
+    return Packed(torch.cat(downs).contiguous(), torch.block_diag(*ups).to(ups[0].dtype).contiguous())
+
+
+def add_low_rank(y: torch.Tensor, x: torch.Tensor, rows: Rows, packed: Packed, scale: float) -> None:
+    """`y[rows] += scale * x[rows] @ down.T @ up.T`, over as many columns as `up` has outputs."""
+    chosen = x[rows].to(packed.down.dtype)
+    hidden = chosen @ packed.down.t()  # [rows, ranks], accumulated in float32, rounded to the weights' dtype like the stock buffer
+    width = min(y.shape[1], packed.up.shape[0])  # vocabulary padding differs between model and adapter
+    up = packed.up[:width].t()
+    target = y[:, :width]
+    if isinstance(rows, slice) and y.dtype == hidden.dtype:
+        target[rows].addmm_(hidden, up, alpha=scale)
+    elif isinstance(rows, slice):
+        target[rows] += ((hidden @ up) * scale).to(y.dtype)
+    else:
+        target.index_add_(0, rows, (hidden @ up).to(y.dtype), alpha=scale)
+
+
+def register() -> None:
+    """Make vLLM's CPU platform take `serve.punica`; called by vLLM in each of its processes. Elsewhere it does nothing."""
+    try:
+        from vllm.platforms import current_platform
+
+        if os.environ.get(STOCK) == "1" or not current_platform.is_cpu():
+            return
+        platform = type(current_platform)
+        stock = platform.get_punica_wrapper
+        if getattr(stock, "_understudy", False):
+            return
+
+        def get_punica_wrapper(cls: type) -> str:
+            return _wrapper_name(stock())
+
+        get_punica_wrapper._understudy = True  # type: ignore[attr-defined]
+        platform.get_punica_wrapper = classmethod(get_punica_wrapper)  # type: ignore[assignment]
+    except Exception as error:  # a plugin must never keep vLLM from starting
+        _leave_stock(error)
+
+
+def _wrapper_name(stock: str) -> str:
+    """Ours where this vLLM's internals are the ones it was written for, else the stock one."""
+    try:
+        from serve.punica import check_internals
+
+        check_internals()
+    except Exception as error:
+        _leave_stock(error)
+        return stock
+    return WRAPPER
+
+
+def _leave_stock(error: Exception) -> None:
+    logger.warning("understudy: vLLM keeps its own (slower) CPU LoRA, because its internals are not the known ones: %r", error)

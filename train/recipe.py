@@ -1,0 +1,56 @@
+"""Training recipes: typed, said once; a YAML file holds only what differs from the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from understudy.config import explain_fault, parse_overrides
+from understudy.errors import NotFoundError, UsageError
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+class Recipe(BaseModel):
+    """Everything that decides an adapter, besides its dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("handbooks", pattern=r"^(?!(base|frontier|teacher|rag)$)?[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
+    base: str | None = Field(None, description="base model; unset: the workspace's models.base")
+    quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
+    rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
+    alpha: int = Field(32, ge=1, description="LoRA alpha")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter"
+    )
+    learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of AdamW")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    epochs: int = Field(1, ge=1, description="passes over the dataset")
+    tokens_per_batch: int = Field(1536, ge=256, description="distinct tokens of one forward pass")
+    batches_per_step: int = Field(2, ge=1, description="forward passes accumulated into one optimiser step")
+    max_length: int = Field(2048, ge=64, description="rows longer than this, in tokens, are left out and counted")
+    max_minutes: float | None = Field(None, gt=0, description="end, rate decayed, when this time is spent; unset: by epochs alone")
+    checkpoint_minutes: float = Field(1.0, gt=0, description="time between checkpoints")
+    seed: int = Field(0, description="seed of order, passage order and initialisation")
+
+
+def load_recipe(name: str, overrides: list[str]) -> Recipe:
+    """A recipe by path, or by name among the shipped ones, with key=value overrides. Raises UsageError with every fault."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        raise NotFoundError(f"no recipe {name}", f"give a YAML file or one of: {shipped}")
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}", "fix the file") from error
+    try:
+        return Recipe.model_validate({**values, **parse_overrides(overrides)})
+    except ValidationError as error:
+        raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "see docs/recipes.md") from error

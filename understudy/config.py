@@ -1,0 +1,207 @@
+"""Typed configuration, said once: understudy.yaml < UNDERSTUDY_… environment < key=value on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from understudy.errors import NotFoundError, UsageError
+
+FILE_NAME = "understudy.yaml"
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Models(Section):
+    """Which weights the workspace uses: a name in models/, a path, or a hub id."""
+
+    base: str = Field("smollm2-135m-instruct", description="the small model that learns the job")
+    embedder: str = Field("all-minilm-l6-v2", description="the sentence-transformers model that embeds chunks and questions")
+
+
+class Ingest(Section):
+    """How documents become chunks."""
+
+    chunk_tokens: int = Field(200, ge=32, le=2048, description="longest chunk, in the embedder's tokens")
+    overlap_tokens: int = Field(30, ge=0, le=512, description="tokens shared by neighbouring chunks")
+    parse_seconds: float = Field(120, gt=0, description="time limit for parsing one file")
+    parse_memory_gib: float = Field(2, gt=0, description="memory limit for parsing one file")
+
+
+class Retrieval(Section):
+    """What is shown to the model."""
+
+    k: int = Field(3, ge=1, le=50, description="passages shown to the model")
+    candidates: int = Field(20, ge=1, le=1000, description="taken from each ranking before fusion")
+    rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
+
+
+class Agent(Section):
+    """Bounds of one run."""
+
+    max_rounds: int = Field(2, ge=1, le=10, description="plan-to-validate rounds before the best answer so far is taken")
+    accept_score: float = Field(0.5, ge=0, le=1, description="a validation score from here on is accepted at once")
+    max_plan_tokens: int = Field(32, ge=1, description="completion limit of the plan step")
+    max_answer_tokens: int = Field(128, ge=8, description="completion limit of the answer step")
+    max_seconds: float = Field(180, gt=0, description="time limit of one run")
+    worked_example: bool | None = Field(None, description="show a worked example in the prompt; unset: only to models without an adapter")
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible server."""
+
+    base_url: str = Field(description="with /v1; for example http://127.0.0.1:8000/v1")
+    model: str = Field(description="the model's name there")
+    api_key_env: str = Field("", description="the environment variable that holds the key")
+    price_in: float = Field(0.0, ge=0, description="money per million prompt tokens")
+    price_out: float = Field(0.0, ge=0, description="money per million completion tokens")
+
+
+class Serve(Section):
+    """The vLLM engine."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; loopback unless told")
+    port: int = Field(8300, ge=1, le=65535, description="port to listen on")
+    dtype: str = Field("bfloat16", description="dtype of the weights in the engine")
+    max_model_len: int = Field(2048, ge=128, description="longest prompt plus completion, in tokens")
+    max_num_seqs: int = Field(16, ge=1, description="sequences run at once")
+    max_num_batched_tokens: int = Field(1024, ge=64, description="tokens of one engine step")
+    kv_cache_gib: float = Field(2.0, gt=0, description="KV cache of the CPU engine")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of GPU memory the engine may take")
+    max_loras: int = Field(4, ge=1, description="adapters resident at once")
+    max_lora_rank: int | None = Field(None, ge=1, description="unset: the largest rank among the adapters served")
+    start_seconds: float = Field(600, gt=0, description="how long to wait for the engine to become healthy")
+
+
+class Evaluate(Section):
+    """How models are compared."""
+
+    concurrency: int = Field(8, ge=1, description="questions in flight at once")
+    resamples: int = Field(10_000, ge=100, description="bootstrap resamples")
+    seed: int = Field(0, description="seed of the bootstrap")
+
+
+class Config(Section):
+    """Everything a workspace can set."""
+
+    store: str = Field("sqlite:///store.db", description="where records live; a relative path is inside the workspace")
+    tenant: str = Field("default", description="whose documents and traces commands work on")
+    recipe: str = Field("default", description="the training recipe `train` takes when none is named")
+    models: Models = Models()
+    ingest: Ingest = Ingest()
+    retrieval: Retrieval = Retrieval()
+    agent: Agent = Agent()
+    serve: Serve = Serve()
+    evaluate: Evaluate = Evaluate()
+    remotes: dict[str, Endpoint] = Field(default_factory=dict, description="named OpenAI-compatible endpoints, for --models and teachers")
+
+
+def load_config(workspace: Path, overrides: list[str] | None = None) -> tuple[Config, dict[str, str]]:
+    """The configuration in force and where each value that is not a default came from.
+
+    Raises UsageError with every fault at once.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in (
+        (FILE_NAME, _flatten(_read_file(workspace / FILE_NAME))),
+        ("environment", _from_environment()),
+        ("command line", _from_arguments(overrides or [])),
+    ):
+        for key, value in values.items():
+            _assign(merged, key, value)
+            origins[key] = origin
+    try:
+        return Config.model_validate(merged), origins
+    except ValidationError as error:
+        raise UsageError("; ".join(explain_fault(fault, Config) for fault in error.errors()), "`understudy config show` lists every key") from error
+
+
+def explain_fault(fault: Any, model: type[BaseModel]) -> str:
+    """One pydantic error as a sentence, with the nearest right name for an unknown key."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] != "extra_forbidden":
+        return f"{key}: {fault['msg']}"
+    near = difflib.get_close_matches(key, known_keys(model), n=1, cutoff=0.4)
+    return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a settings model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`a.b=1` arguments as {"a.b": 1}; values are YAML."""
+    values = {}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator or not key:
+            raise UsageError(f"{argument!r} is not key=value", "write for example retrieval.k=4")
+        values[key] = yaml.safe_load(value)
+    return values
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}", "fix the file") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not a mapping of settings", "write `key: value` lines")
+    return content
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value and f"{prefix}{key}" != "remotes":
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _from_environment() -> dict[str, Any]:
+    """`UNDERSTUDY_RETRIEVAL__K=4` sets retrieval.k; variables that name no setting are other tools' business."""
+    names = {f"UNDERSTUDY_{key.replace('.', '__').upper()}": key for key in known_keys(Config)}
+    return {names[name]: yaml.safe_load(value) for name, value in os.environ.items() if name in names}
+
+
+def _from_arguments(arguments: list[str]) -> dict[str, Any]:
+    return parse_overrides(arguments)
+
+
+def _assign(target: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"{parent} is not a section, in {key}", "`understudy config show` lists every key")
+    target[last] = value
+
+
+def require_file(path: Path) -> Path:
+    """The path, if a file is there; raises NotFoundError otherwise."""
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist", "check the path")
+    return path

@@ -1,0 +1,168 @@
+"""The embedded store: one SQLite file through apsw, whose SQLite is newer than Python's own.
+
+Records are kept as JSON beside the columns that queries need. Every public write is one transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+
+from understudy.errors import StorageError
+from understudy.records import Chunk, Document, Trace
+
+BUSY_MILLISECONDS = 30_000
+
+
+def _create(connection: apsw.Connection) -> None:
+    connection.execute(
+        """
+        CREATE TABLE documents(id TEXT PRIMARY KEY, tenant TEXT, source_key TEXT, source TEXT, record TEXT, UNIQUE(tenant, source_key));
+        CREATE TABLE chunks(id TEXT PRIMARY KEY, document_id TEXT REFERENCES documents ON DELETE CASCADE, tenant TEXT, ordinal INTEGER, record TEXT);
+        CREATE INDEX chunks_of ON chunks(document_id, ordinal);
+        CREATE TABLE embeddings(chunk_id TEXT REFERENCES chunks ON DELETE CASCADE, fingerprint TEXT, windows INTEGER, vectors BLOB,
+                                PRIMARY KEY(chunk_id, fingerprint));
+        CREATE TABLE traces(id TEXT PRIMARY KEY, tenant TEXT, source TEXT, created_at REAL, record TEXT);
+        CREATE INDEX traces_in_order ON traces(tenant, created_at, id);
+        """
+    )
+
+
+MIGRATIONS: list[Callable[[apsw.Connection], None]] = [_create]  # numbered by place, applied once, in order
+
+
+class SqliteStore:
+    """A Store in one file; safe to share between threads, and between processes by SQLite's own locks."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = apsw.Connection(str(path))
+            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
+            self._connection.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            self._migrate()
+        except (apsw.Error, OSError) as error:
+            raise StorageError(f"cannot open the store {path}: {error}", "check the path, its permissions and free space") from error
+
+    def add_document(self, document: Document, chunks: list[Chunk]) -> bool:
+        """See Store."""
+        with self._transaction() as connection:
+            if connection.execute("SELECT 1 FROM documents WHERE id=? AND source_key=?", (document.id, document.source_key)).fetchone():
+                return False
+            connection.execute("DELETE FROM documents WHERE id=? OR (tenant=? AND source_key=?)", (document.id, document.tenant, document.source_key))
+            connection.execute(
+                "INSERT INTO documents VALUES(?,?,?,?,?)",
+                (document.id, document.tenant, document.source_key, document.source, document.model_dump_json()),
+            )
+            connection.executemany(
+                "INSERT INTO chunks VALUES(?,?,?,?,?)", [(c.id, c.document_id, c.tenant, c.ordinal, c.model_dump_json()) for c in chunks]
+            )
+            return True
+
+    def documents(self, tenant: str) -> list[Document]:
+        """See Store."""
+        rows = self._read("SELECT record FROM documents WHERE tenant=? ORDER BY source, id", (tenant,))
+        return [Document.model_validate_json(row[0]) for row in rows]
+
+    def remove_document(self, document_id: str) -> int:
+        """See Store."""
+        with self._transaction() as connection:
+            count = connection.execute("SELECT count(*) FROM chunks WHERE document_id=?", (document_id,)).fetchone()
+            connection.execute("DELETE FROM documents WHERE id=?", (document_id,))
+            return int(count[0]) if count else 0
+
+    def chunks(self, tenant: str | None = None) -> list[Chunk]:
+        """See Store."""
+        rows = self._read(
+            "SELECT c.record FROM chunks c JOIN documents d ON d.id=c.document_id WHERE ?1 IS NULL OR c.tenant=?1 ORDER BY d.source, d.id, c.ordinal",
+            (tenant,),
+        )
+        return [Chunk.model_validate_json(row[0]) for row in rows]
+
+    def chunks_by_id(self, ids: Iterable[str]) -> dict[str, Chunk]:
+        """See Store."""
+        found = (self._read("SELECT record FROM chunks WHERE id=?", (chunk_id,)) for chunk_id in ids)
+        chunks = (Chunk.model_validate_json(rows[0][0]) for rows in found if rows)
+        return {chunk.id: chunk for chunk in chunks}
+
+    def put_embeddings(self, fingerprint: str, vectors: dict[str, np.ndarray]) -> None:
+        """See Store. Chunks that were deleted meanwhile are passed over."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO embeddings SELECT id, ?2, ?3, ?4 FROM chunks WHERE id=?1",
+                [(chunk_id, fingerprint, len(v), np.ascontiguousarray(v, dtype="<f4").tobytes()) for chunk_id, v in vectors.items()],
+            )
+
+    def embeddings(self, fingerprint: str, ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """See Store."""
+        result = {}
+        for chunk_id in ids:
+            for windows, blob in self._read("SELECT windows, vectors FROM embeddings WHERE chunk_id=? AND fingerprint=?", (chunk_id, fingerprint)):
+                result[chunk_id] = np.frombuffer(blob, dtype="<f4").reshape(windows, -1)
+        return result
+
+    def put_trace(self, trace: Trace) -> None:
+        """See Store."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO traces VALUES(?,?,?,?,?)", (trace.id, trace.tenant, trace.source, trace.created_at, trace.model_dump_json())
+            )
+
+    def trace(self, trace_id: str) -> Trace | None:
+        """See Store."""
+        rows = self._read("SELECT record FROM traces WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2", (trace_id,))
+        return Trace.model_validate_json(rows[0][0]) if len(rows) == 1 else None
+
+    def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
+        """See Store."""
+        rows = self._read("SELECT record FROM traces WHERE tenant=?1 AND (?2 IS NULL OR source=?2) ORDER BY created_at, id", (tenant, source))
+        return (Trace.model_validate_json(row[0]) for row in rows)
+
+    def close(self) -> None:
+        """See Store."""
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        """Bring an older file up to date; refuse a newer one."""
+        with self._transaction() as connection:
+            version = int(connection.pragma("user_version") or 0)
+            if version > len(MIGRATIONS):
+                raise StorageError(f"the store is of version {version}, this program knows {len(MIGRATIONS)}", "upgrade understudy")
+            for migration in MIGRATIONS[version:]:
+                migration(connection)
+            connection.pragma("user_version", len(MIGRATIONS))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[apsw.Connection]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+                self._connection.execute("COMMIT")
+            except apsw.FullError as error:
+                raise StorageError("the disk is full; the store is as it was", "free space, then run the command again") from error
+            except apsw.Error as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise StorageError(f"the store refused a write: {error}", "run the command again; `understudy doctor` checks the store") from error
+
+    def _read(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return list(self._connection.execute(sql, bindings))
+            except apsw.Error as error:
+                raise StorageError(f"the store could not be read: {error}", "run `understudy doctor`") from error
+
+
