@@ -59,7 +59,12 @@ def pack(a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...
         ups.append(up[:, used])
     if not any(down.shape[0] for down in downs):
         return None
-    return Packed(torch.cat(downs).contiguous(), torch.block_diag(*ups).to(ups[0].dtype).contiguous())
+    blocks = ups[0].new_zeros(sum(up.shape[0] for up in ups), sum(up.shape[1] for up in ups))
+    row = column = 0
+    for up in ups:
+        blocks[row : row + up.shape[0], column : column + up.shape[1]] = up
+        row, column = row + up.shape[0], column + up.shape[1]
+    return Packed(torch.cat(downs), blocks)
 
 
 def add_low_rank(y: torch.Tensor, x: torch.Tensor, rows: Rows, packed: Packed, scale: float) -> None:
@@ -94,7 +99,7 @@ def register() -> None:
 
         get_punica_wrapper._understudy = True  # type: ignore[attr-defined]
         platform.get_punica_wrapper = classmethod(get_punica_wrapper)  # type: ignore[assignment]
-    except Exception as error:  # a plugin must never keep vLLM from starting
+    except Exception as error:  # noqa: BLE001 (a plugin must never keep vLLM from starting)
         _leave_stock(error)
 
 
@@ -104,7 +109,7 @@ def _wrapper_name(stock: str) -> str:
         from serve.punica import check_internals
 
         check_internals()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         _leave_stock(error)
         return stock
     return WRAPPER

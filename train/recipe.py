@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
@@ -19,7 +19,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("handbooks", pattern=r"^(?!(base|frontier|teacher|rag)$)?[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
+    name: str = Field("handbooks", pattern=r"^[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
     base: str | None = Field(None, description="base model; unset: the workspace's models.base")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
@@ -31,6 +31,8 @@ class Recipe(BaseModel):
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    plan_weight: float = Field(1.0, ge=0, description="loss weight of a token of a search query; an answer's is 1")
+    validate_weight: float = Field(1.0, ge=0, description="loss weight of a token of a validation score")
     epochs: int = Field(1, ge=1, description="passes over the dataset")
     tokens_per_batch: int = Field(1536, ge=256, description="distinct tokens of one forward pass")
     batches_per_step: int = Field(2, ge=1, description="forward passes accumulated into one optimiser step")
@@ -38,6 +40,13 @@ class Recipe(BaseModel):
     max_minutes: float | None = Field(None, gt=0, description="end, rate decayed, when this time is spent; unset: by epochs alone")
     checkpoint_minutes: float = Field(1.0, gt=0, description="time between checkpoints")
     seed: int = Field(0, description="seed of order, passage order and initialisation")
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name in ("base", "frontier", "teacher", "rag"):
+            raise ValueError(f"{name} is reserved")
+        return name
 
 
 def load_recipe(name: str, overrides: list[str]) -> Recipe:

@@ -1,0 +1,194 @@
+"""The report's plots, by matplotlib, as inline SVG that takes its colours from the page.
+
+Colours are drawn as placeholders and then replaced by the style sheet's variables, so one SVG is right in light
+and in dark mode; text stays text. Equal data gives equal bytes: ids are salted, and there is no date.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag.eval.metrics import METRICS, Numbers, Row, column
+from rag.eval.stats import Comparison
+from understudy.digests import digest_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 7.4  # inches, of 72 SVG units
+INK, SOFT, LINE, GAIN, LOSS = "#010203", "#010204", "#010205", "#010206", "#010207"
+MODELS = [f"#01021{place}" for place in range(6)]  # the first is the baseline
+VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", GAIN: "gain", LOSS: "loss", **{color: f"m{n}" for n, color in enumerate(MODELS)}}
+BINS = 5  # of the reliability curve
+STEPS = ("plan", "retrieve", "answer", "validate")
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "understudy",  # ids do not depend on chance
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,  # a model's name may hold dollar signs
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.axisbelow": True,
+}
+
+
+def model_color(place: int) -> str:
+    """The placeholder colour of the model at this place of the report."""
+    return MODELS[0] if place == 0 else MODELS[1 + (place - 1) % (len(MODELS) - 1)]
+
+
+def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
+    """Paired differences of the share metrics with their intervals, better always to the right."""
+    shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.difference is not None]
+    with _styled():
+        figure, axes = _axes(0.55 + 0.3 * max(1, len(shown)))
+        for place, comparison in enumerate(shown):
+            sign = -1 if METRICS[comparison.metric].better == "lower" else 1
+            middle, *ends = (sign * (value or 0.0) for value in (comparison.difference, comparison.low, comparison.high))
+            color = GAIN if comparison.is_gain else LOSS if comparison.is_loss else SOFT
+            fill = "none" if color == SOFT else color
+            axes.plot(sorted(ends), [place, place], color=color, linewidth=2.2, solid_capstyle="round")
+            axes.plot([middle], [place], marker="o", markersize=6.5, color=color, markerfacecolor=fill, markeredgewidth=1.6)
+        axes.axvline(0, color=INK, linewidth=1)
+        labels = [METRICS[c.metric].label + (" (fewer)" if METRICS[c.metric].better == "lower" else "") for c in shown]
+        axes.set_yticks(range(len(shown)), labels)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.grid(axis="x", color=LINE, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_xlabel("← worse   ·   difference   ·   better →")
+        rows = [f"{METRICS[c.metric].label} {c.difference:+.2f} from {c.low:+.2f} to {c.high:+.2f}" for c in shown]
+        return _svg(figure, f"forest-{name}", f"Paired differences of {name}, with 95 % intervals", "; ".join(rows))
+
+
+def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
+    """Seconds by step, dot at the median and line to the 95th percentile; `seconds` by model, then step."""
+    names = [step for step in (*STEPS, "whole run") if any(by_step.get(step) for by_step in seconds.values())]
+    with _styled():
+        figure, axes = _axes(0.6 + len(names) * (0.16 + 0.17 * len(seconds)))
+        described = []
+        for place, (model, by_step) in enumerate(seconds.items()):
+            color = model_color(place)
+            for row, step in enumerate(names):
+                if not by_step.get(step):
+                    continue
+                middle, high = np.percentile(by_step[step], [50, 95], method="inverted_cdf")
+                height = row + (place - (len(seconds) - 1) / 2) * 0.72 / max(1, len(seconds))
+                axes.plot([middle, high], [height, height], color=color, linewidth=2, solid_capstyle="butt")
+                axes.plot([middle], [height], marker="o", markersize=6, color=color, linestyle="none")
+                axes.plot([high], [height], marker="|", markersize=7, markeredgewidth=2, color=color, linestyle="none")
+                described.append(f"{model} {step} {middle:.2f} s, {high:.2f} s")
+            axes.plot([], [], color=color, marker="o", linewidth=2, label=model)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=LINE, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_xlabel("seconds: dot median, bar 95th percentile")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(seconds)), borderaxespad=0.2, handlelength=1.6)
+        return _svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
+
+
+def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
+    """A model's validation scores: how often right in each band of the score, and how scores of right and wrong answers spread."""
+    scores, right = column(rows, "score"), column(rows, "is_right")
+    known = ~np.isnan(scores) & ~np.isnan(right)
+    scores, is_right = scores[known], right[known] == 1
+    with _styled():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+        reliability, histogram = figure.subplots(1, 2)
+        described = _draw_reliability(reliability, scores, is_right, model_color(place))
+        _draw_histogram(histogram, scores, is_right)
+        for axes in (reliability, histogram):
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_xlabel("validation score")
+            axes.grid(axis="y", color=LINE, linewidth=0.7)
+            axes.tick_params(length=0)
+            axes.tick_params(axis="y", labelcolor=SOFT)
+        return _svg(figure, f"scores-{name}", f"Validation scores of {name}", described)
+
+
+def _draw_reliability(axes: Axes, scores: Numbers, is_right: np.ndarray, color: str) -> str:
+    """Share of right answers in each band of the score, dots as large as the band is full."""
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, dashes=(3, 3))
+    bands = np.minimum((scores * BINS).astype(int), BINS - 1)
+    points = [(scores[bands == b].mean(), is_right[bands == b].mean(), int((bands == b).sum())) for b in range(BINS) if (bands == b).any()]
+    if points:
+        xs, ys, counts = (np.array(values) for values in zip(*points, strict=True))
+        axes.plot(xs, ys, color=color, linewidth=2)
+        axes.scatter(xs, ys, s=18 + 160 * counts / counts.sum(), color=color, zorder=3)
+    axes.set_ylim(-0.04, 1.08)
+    axes.set_title("How often right, by score", loc="left", color=INK)
+    axes.set_ylabel("share right")
+    return "; ".join(f"score {x:.2f}: {y:.0%} right of {count}" for x, y, count in points) or "no scores"
+
+
+def _draw_histogram(axes: Axes, scores: Numbers, is_right: np.ndarray) -> None:
+    """Scores of right and wrong answers, side by side; filled or hollow, so that colour alone tells nothing."""
+    from matplotlib.ticker import MaxNLocator
+
+    edges = np.linspace(0, 1, 11)
+    for offset, chosen, label, color, fill in ((0.006, is_right, "right", GAIN, True), (0.05, ~is_right, "wrong", LOSS, False)):
+        counts, _ = np.histogram(scores[chosen], edges)
+        face = color if fill else "none"
+        axes.bar(edges[:-1] + offset, counts, 0.042, align="edge", label=label, facecolor=face, edgecolor=color, linewidth=1.2)
+    axes.set_title("Scores given", loc="left", color=INK)
+    axes.set_ylabel("answers")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, handlelength=1, handleheight=0.8)
+
+
+def _styled() -> AbstractContextManager[None]:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as an SVG element for a page that holds several: own ids, page colours and fonts, spoken title."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"(?s)<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text)  # its style would reach the whole page
+    text = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", text).replace("xlink:href", "href")
+    prefix = f"svg{digest_of(name)[:8]}-"
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = re.sub(r"\b(font: [^;\"]*?px |font-family: )[^;\"]*", r"\1var(--sans)", text)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
+    head = f'<svg role="img" aria-labelledby="{prefix}title {prefix}desc"'
+    size = re.sub(r'(width|height)="[^"]*pt"\s*', "", text[: text.index(">") + 1]).replace("<svg", head)
+    spoken = f'<title id="{prefix}title">{escape(title)}</title><desc id="{prefix}desc">{escape(description)}</desc>'
+    return size + spoken + text[text.index(">") + 1 :].strip()

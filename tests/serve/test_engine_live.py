@@ -1,0 +1,284 @@
+"""Real vLLM: one engine, started by `run_serve` in a process of its own, used by every test, and killed with -9 by the last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from serve.command import engine_for, log_path, run_serve
+from serve.engine import ServedAdapter, load_adapter, plan_engine, served_models, start_engine
+from serve.supervise import free_port
+from understudy.chat import encode_prompt
+from understudy.engines import RunningEngine, find_engine
+from understudy.errors import AdapterError, EngineError
+from understudy.files import write_json
+from understudy.models import add_model, weights_digest
+from understudy.records import AdapterManifest, Message
+from understudy.workspace import Workspace, create_workspace
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+BASE = "smollm2-135m-instruct"
+PROMPT = [Message(role="user", content="What is the capital of France?")]
+SERVE = "import sys; from serve.command import run_serve; from understudy.workspace import open_workspace; run_serve(open_workspace(sys.argv[1]))"
+
+
+@dataclass
+class Served:
+    """The session's engine and what it serves."""
+
+    workspace: Workspace
+    process: subprocess.Popen[bytes]
+    running: RunningEngine
+    adapter: str  # registered before the start
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with the packaged model; UNDERSTUDY_TEST_MODELS names a folder that has it already."""
+    port = free_port("127.0.0.1")
+    workspace = create_workspace(str(tmp_path_factory.mktemp("served")), f"serve: {{port: {port}, kv_cache_gib: 0.5, max_loras: 2}}\n")
+    ready = Path(os.environ.get("UNDERSTUDY_TEST_MODELS", "/nowhere")) / BASE
+    if ready.is_dir():
+        workspace.models.mkdir()
+        (workspace.models / BASE).symlink_to(ready)
+    else:
+        add_model(workspace, BASE, print)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def served(workspace: Workspace) -> Iterator[Served]:
+    adapter = register_random_adapter(workspace, "first", rank=8, seed=1)
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(workspace.root)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 300
+        while (running := find_engine(workspace)) is None:
+            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            assert time.monotonic() < deadline, log_path(workspace).read_text()[-2000:]
+            time.sleep(0.5)
+        yield Served(workspace, process, running, adapter)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def register_random_adapter(workspace: Workspace, name: str, rank: int, seed: int) -> str:
+    """An adapter on every linear layer that changes answers; returns its served name."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from understudy.digests import digest_of_files
+
+    torch.manual_seed(seed)
+    folder = workspace.models / BASE
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data.normal_(0, 0.02)
+    model.peft_config["default"].base_model_name_or_path = BASE
+    scratch = workspace.root / "scratch"
+    model.save_pretrained(str(scratch))
+    digest = digest_of_files(sorted(scratch.glob("*.safetensors")))
+    served_on = weights_digest(folder)
+    manifest = AdapterManifest(
+        name=name, digest=digest, base=BASE, base_digest=served_on, served_base_digest=served_on, quantisation="none", tokenizer_digest="",
+        chat_template_digest="", prompt_version="", dataset_digest="", recipe={}, seed=seed, rank=rank, alpha=2 * rank, targets=[], packages={},
+        metrics={}, tenants=[], group_ids=[], question_digests=[], created_at=float(seed),
+    )  # fmt: skip
+    target = workspace.adapters / name / digest
+    target.parent.mkdir(parents=True)
+    scratch.rename(target)
+    write_json(target / "manifest.json", manifest.model_dump())
+    return manifest.served_name
+
+
+def post(url: str, route: str, **body: object) -> Any:
+    answer = httpx.post(f"{url}{route}", json=body, timeout=120)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def prompt_logprobs(url: str, model: str, ids: list[int]) -> torch.Tensor:
+    """Log-probability of each id after the first, as the engine scores it."""
+    answer = post(url, "/completions", model=model, prompt=ids, max_tokens=1, temperature=0, prompt_logprobs=0)
+    entries = answer["choices"][0]["prompt_logprobs"][1:]
+    return torch.tensor([entry[str(token)]["logprob"] for entry, token in zip(entries, ids[1:], strict=True)])
+
+
+def local_logprobs(workspace: Workspace, adapter: Path | None, ids: list[int]) -> torch.Tensor:
+    """The same by transformers and PEFT."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(workspace.models / BASE, dtype=torch.bfloat16)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        scores: torch.Tensor = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+    return scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def story(workspace: Workspace, words: int, seed: int = 0) -> list[int]:
+    """Token ids of a text that no other test uses."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(workspace.models / BASE)
+    text = " ".join(f"On day {seed * 1000 + day} the ship sailed {day * 7} miles towards the island." for day in range(words // 10))
+    return encode_prompt(tokenizer, [Message(role="user", content=text)])
+
+
+def session_of(pid: int) -> dict[int, str]:
+    """Living processes of a session and their names."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        if int(rest.split()[3]) == pid and rest.split()[0] not in "ZX":
+            found[int(stat.parent.name)] = head.partition("(")[2]
+    return found
+
+
+def test_the_engine_is_announced_with_all_it_serves(served: Served) -> None:
+    announced = json.loads(served.workspace.engine_file.read_text())
+    assert announced["models"] == [BASE, served.adapter] == served.running.models
+    assert announced["base_digest"] == weights_digest(served.workspace.models / BASE)
+    assert announced["url"] == plan_engine(served.workspace).url
+    assert "GroupedPunicaWrapper" in log_path(served.workspace).read_text()
+
+
+def test_the_base_answers(served: Served) -> None:
+    messages = [message.model_dump() for message in PROMPT]
+    answer = post(served.running.url, "/chat/completions", model=BASE, messages=messages, max_tokens=16, temperature=0, logprobs=True, top_logprobs=20)
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert len(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 20
+
+
+def test_what_is_served_is_the_adapter_as_peft_computes_it(served: Served) -> None:
+    ids = story(served.workspace, 120)
+    [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == served.adapter]
+    base, adapted = local_logprobs(served.workspace, None, ids), local_logprobs(served.workspace, adapter.path, ids)
+    assert (base - adapted).abs().mean() > 0.3  # otherwise the comparison says nothing
+    assert (prompt_logprobs(served.running.url, BASE, ids) - base).abs().mean() < 0.1
+    assert (prompt_logprobs(served.running.url, served.adapter, ids) - adapted).abs().mean() < 0.1
+
+
+def test_base_and_adapter_do_not_leak_into_each_other_in_one_batch(served: Served) -> None:
+    """Both slots full, and base rows among them: the case that the stock wrapper gets wrong."""
+    second = register_random_adapter(served.workspace, "second", rank=4, seed=2)
+    [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == second]
+    load_adapter(served.running.url, adapter)
+    texts = [story(served.workspace, 60, seed) for seed in (1, 2, 3)]
+    names = (BASE, served.adapter, second)
+    alone = {(name, index): prompt_logprobs(served.running.url, name, ids) for name in names for index, ids in enumerate(texts)}
+    with ThreadPoolExecutor(9) as pool:
+        together = {key: pool.submit(prompt_logprobs, served.running.url, key[0], texts[key[1]]) for key in alone}
+    for key, scores in alone.items():
+        assert (together[key].result() - scores).abs().mean() < 0.1, key
+    assert (alone[BASE, 0] - alone[second, 0]).abs().mean() > 0.3
+
+
+def test_a_second_identical_prompt_is_read_from_the_cache(served: Served) -> None:
+    ids = story(served.workspace, 400, seed=9)
+    for name in (BASE, served.adapter):
+        first, second = (post(served.running.url, "/completions", model=name, prompt=ids, max_tokens=1, temperature=0)["usage"] for _ in range(2))
+        assert (first["prompt_tokens_details"] or {"cached_tokens": 0})["cached_tokens"] == 0
+        assert second["prompt_tokens_details"]["cached_tokens"] > len(ids) // 2
+
+
+def test_loading_what_is_not_an_adapter_is_refused(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="nothing@000000000000"):
+        load_adapter(served.running.url, ServedAdapter("nothing@000000000000", tmp_path, 8))
+    assert "nothing@000000000000" not in served_models(served.running.url)
+
+
+def test_an_adapter_is_never_replaced_under_its_name(served: Served, tmp_path: Path) -> None:
+    [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == served.adapter]
+    load_adapter(served.running.url, adapter)  # there already: nothing to do
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter.path, copy)
+    with pytest.raises(AdapterError, match="lists"):
+        load_adapter(served.running.url, replace(adapter, path=copy))
+
+
+def test_a_command_borrows_the_running_engine_and_brings_new_adapters(served: Served) -> None:
+    third = register_random_adapter(served.workspace, "third", rank=8, seed=3)
+    with engine_for(served.workspace, lambda stage: pytest.fail(f"started another engine: {stage}")) as engine:
+        assert engine.pid == served.running.pid
+        assert third in engine.models
+        answer = post(engine.url, "/completions", model=third, prompt="The", max_tokens=2)
+        assert answer["model"] == third
+    assert find_engine(served.workspace) is not None  # borrowed, not stopped
+
+
+def test_a_second_server_for_the_workspace_is_refused(served: Served) -> None:
+    with pytest.raises(EngineError, match=served.running.url):
+        run_serve(served.workspace)
+
+
+def test_a_taken_port_is_refused_before_anything_starts(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=str(plan_engine(served.workspace).port)) as caught:
+        start_engine(plan_engine(served.workspace), tmp_path / "engine.log", print)
+    assert "serve.port=" in caught.value.remedy
+
+
+def test_an_engine_that_cannot_start_says_why(served: Served, tmp_path: Path) -> None:
+    settings = served.workspace.config.serve.model_copy(update={"max_model_len": 10_000_000})
+    spec = replace(plan_engine(served.workspace, free_port("127.0.0.1")), settings=settings)
+    with pytest.raises(EngineError, match="max_model_len") as caught:
+        start_engine(spec, tmp_path / "engine.log", print, tmp_path / "engine.json")
+    assert str(tmp_path / "engine.log") in caught.value.message
+    assert not (tmp_path / "engine.json").exists()
+
+
+def test_ctrl_c_ends_a_start_cleanly(served: Served, tmp_path: Path) -> None:
+    other = create_workspace(str(tmp_path / "other"), f"serve: {{port: {free_port('127.0.0.1')}}}\n")
+    other.models.symlink_to(served.workspace.models)
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(other.root)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (log_path(other).exists() and log_path(other).stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    [guardian] = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and said.endswith("stopped\n")
+    assert session_of(guardian) == {}
+    assert not other.engine_file.exists()
+
+
+def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -> None:
+    """Last: it ends the session's engine."""
+    before = session_of(served.running.pid)
+    assert len(before) >= 3, before  # guardian, API server, engine core
+    shared_memory = set(os.listdir("/dev/shm"))
+    served.process.send_signal(signal.SIGKILL)
+    served.process.wait()
+    began = time.monotonic()
+    while session_of(served.running.pid) and time.monotonic() < began + 10:
+        time.sleep(0.05)
+    assert session_of(served.running.pid) == {}
+    assert time.monotonic() - began < 2.0
+    assert find_engine(served.workspace) is None  # the announcement is stale, and known to be
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", plan_engine(served.workspace).port))
+    assert set(os.listdir("/dev/shm")) <= shared_memory

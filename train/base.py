@@ -1,0 +1,108 @@
+"""The base model as it is trained on, and the same weights as they must be served."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from train.recipe import Recipe
+from understudy.errors import TrainingError
+from understudy.files import read_json, whole_folder, write_json
+from understudy.models import CARD, folder_name, weights_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KEEP_BYTES = 16 << 30
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: giving every large tensor's pages back and faulting them in again
+    cost up to half of a CPU step on the virtual machines measured (docs/benchmarks.md)."""
+    if os.name == "posix" and not torch.cuda.is_available():
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+                libc.mallopt(option, ctypes.c_int(2**31 - 1))
+            libc.mallopt(-2, ctypes.c_int(256 << 20))  # M_TOP_PAD
+
+
+def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
+    """The frozen base on the GPU if there is one, else the CPU, in bf16 or double-quantised NF4. Raises TrainingError."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options = {}
+    if quantisation == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.bfloat16,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            device_map="cuda:0" if torch.cuda.is_available() else "cpu",
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"cannot load {folder.name}: {error}", "check it with `understudy models ls`") from error
+    model.requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
+def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """A PEFT model with fresh float32 LoRA weights, drawn from the recipe's seed."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def served_base(models: Path, base: Path, base_id: str, quantisation: str) -> Path:
+    """The folder of the weights an adapter must be served on: the base itself, or for NF4 its dequantised weights.
+
+    The dequantised folder is made once and reused while it was made from the same base.
+    """
+    if quantisation == "none":
+        return base
+    target = models / f"{folder_name(base_id)}-nf4"
+    origin = f"{base_id} as dequantised NF4, from {weights_digest(base)}"
+    if (target / CARD).exists() and read_json(target / CARD)["origin"] == origin:
+        return target
+    with whole_folder(target) as scratch:
+        _write_dequantised(base, scratch)
+        from understudy.digests import digest_of_files
+
+        digest = digest_of_files(scratch.glob("*.safetensors"))
+        write_json(scratch / CARD, {"id": base_id, "origin": origin, "weights_digest": digest})
+    return target
+
+
+def _write_dequantised(base: Path, target: Path) -> None:
+    """The base with every 4-bit layer replaced by the bf16 weights its forward pass computes with."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantised = load_base(base, "nf4")
+    weights = {
+        f"{name}.weight": dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16).cpu()
+        for name, layer in quantised.named_modules()
+        if isinstance(layer, Linear4bit)
+    }
+    plain = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16, local_files_only=True)
+    missing = plain.load_state_dict(weights, strict=False).unexpected_keys
+    if missing:
+        raise TrainingError(f"the quantised base has layers the base lacks: {missing[:3]}", "report this base model")
+    plain.save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(base), local_files_only=True).save_pretrained(target)

@@ -1,0 +1,73 @@
+"""Which rows are computed together: sets of passages as units, packed under a budget of distinct tokens.
+
+Every row is seen once an epoch. The order of sets, and the order of passages within each set, are drawn
+anew each epoch from the seed; rows of one set always share one order, so that they keep their prefix.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from train.dataset import render
+from train.trie import Row, distinct_tokens
+from understudy.chat import encode_example
+from understudy.digests import digest_of
+from understudy.records import Example
+
+PLAN_ROWS = 12  # plan rows share only their short prefix; so many make a unit
+
+
+class Batcher:
+    """Encodes a dataset's rows and deals them into batches."""
+
+    def __init__(self, examples: list[Example], passages: dict[str, str], tokenizer: Any, budget: int, max_length: int, weights: dict[str, float]) -> None:
+        self._passages, self._tokenizer, self._budget, self._weights = passages, tokenizer, budget, weights
+        self._max_length = max_length
+        self.too_long = 0
+        self.units = self._make_units(examples)
+
+    def epoch(self, seed: int, epoch: int) -> list[list[Row]]:
+        """The batches of one epoch, in order; the same seed and epoch give the same batches."""
+        rng = random.Random(f"{seed}/{epoch}")
+        units = list(self.units)
+        rng.shuffle(units)
+        return [batch for unit in units for batch in self._split(self._encode(unit, random.Random(f"{seed}/{epoch}/{digest_of(unit[0].passage_ids)}")))]
+
+    def canonical(self) -> Iterator[list[Row]]:
+        """Every row in the passage order of inference, for validation."""
+        for unit in self.units:
+            yield from self._split(self._encode(unit, None))
+
+    def _make_units(self, examples: list[Example]) -> list[list[Example]]:
+        by_set: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+        for example in examples:
+            if len(self._row(example, example.passage_ids).encoded.ids) > self._max_length:
+                self.too_long += 1
+            else:
+                by_set[tuple(example.passage_ids)].append(example)
+        plans = by_set.pop((), [])
+        return [*by_set.values(), *(plans[i : i + PLAN_ROWS] for i in range(0, len(plans), PLAN_ROWS))]
+
+    def _encode(self, unit: list[Example], rng: random.Random | None) -> list[Row]:
+        order = list(unit[0].passage_ids)
+        if rng is not None:
+            rng.shuffle(order)
+        return [self._row(example, order) for example in unit]
+
+    def _row(self, example: Example, order: list[str]) -> Row:
+        messages = render(example.model_copy(update={"passage_ids": order}), self._passages)
+        return Row(encode_example(self._tokenizer, messages, example.target), example.weight * self._weights[example.task])
+
+    def _split(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Cut a unit where its trie would pass the budget; a single longer row stands alone."""
+        batch: list[Row] = []
+        for row in rows:
+            if batch and distinct_tokens([*batch, row]) > self._budget:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch

@@ -1,0 +1,47 @@
+"""The adapter registry: adapters/NAME/DIGEST/, each verified against its own digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from understudy.digests import digest_of, digest_of_file
+from understudy.errors import AdapterError, NotFoundError
+from understudy.files import read_json
+from understudy.records import AdapterManifest
+from understudy.workspace import Workspace
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def adapter_digest(folder: Path, served_base_digest: str) -> str:
+    """Sha256 over the weights, the canonical adapter_config and the digest of the base they are served on."""
+    return digest_of([digest_of_file(folder / WEIGHTS), read_json(folder / CONFIG), served_base_digest])
+
+
+def manifests(workspace: Workspace) -> list[tuple[AdapterManifest, Path]]:
+    """Every registered adapter with its folder, oldest first."""
+    found = [(AdapterManifest.model_validate(read_json(path)), path.parent) for path in workspace.adapters.glob("*/*/manifest.json")]
+    return sorted(found, key=lambda pair: pair[0].created_at)
+
+
+def find_adapter(workspace: Workspace, name: str) -> tuple[AdapterManifest, Path]:
+    """The adapter called NAME (its newest) or NAME@DIGEST12; raises NotFoundError listing what there is."""
+    wanted, _, digest = name.partition("@")
+    known = manifests(workspace)
+    matching = [pair for pair in known if pair[0].name == wanted and pair[0].digest.startswith(digest)]
+    if not matching:
+        names = ", ".join(sorted({manifest.served_name for manifest, _ in known})) or "none yet: run `understudy train`"
+        raise NotFoundError(f"no adapter {name}", f"registered adapters: {names}")
+    return matching[-1]
+
+
+def verify_adapter(folder: Path) -> AdapterManifest:
+    """Check an adapter's files against its manifest; raises AdapterError naming what differs."""
+    manifest = AdapterManifest.model_validate(read_json(folder / "manifest.json"))
+    foreign = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".pkl", ".py")]
+    if foreign:
+        raise AdapterError(f"{manifest.served_name} carries {', '.join(foreign)}, which is never loaded", "remove the adapter; keep safetensors only")
+    if adapter_digest(folder, manifest.served_base_digest) != manifest.digest:
+        raise AdapterError(f"{manifest.served_name}: its files are not those of its digest", "restore the folder from a backup, or train it again")
+    return manifest
