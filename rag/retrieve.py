@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
 
 from rag.embed import Embedder
 from rag.index import Index, live_generation, open_index
@@ -16,6 +19,9 @@ from understudy.errors import StorageError
 from understudy.models import model_path
 from understudy.records import Chunk, Passage, Scores
 from understudy.workspace import Workspace
+
+
+_EMBEDDING = Lock()
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Retriever:
     page_starts: dict[str, list[int]]  # by document id
     settings: Retrieval
     tenant: str
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors [n, dim]; one thread at a time, because the model already uses every core."""
+        with _EMBEDDING:
+            return self.embedder.encode(texts)
 
     @property
     def generation(self) -> str:
@@ -42,7 +53,7 @@ class Retriever:
         dense: dict[str, float] = {}
         lexical: dict[str, float] = {}
         rankings = []
-        for query, vector in zip(queries, self.embedder.encode(queries), strict=True):
+        for query, vector in zip(queries, self.embed(queries), strict=True):
             near = self.index.search_dense(vector, self.settings.candidates)
             matching = self.index.search_lexical(query, self.settings.candidates)
             rankings += [[chunk_id for chunk_id, _ in near], [chunk_id for chunk_id, _ in matching]]
@@ -56,6 +67,11 @@ class Retriever:
             Passage(chunk=self.chunks[chunk_id], scores=Scores(dense=dense.get(chunk_id), lexical=lexical.get(chunk_id), fused=fused[chunk_id]), rank=rank)
             for rank, chunk_id in enumerate(best, 1)
         ]
+
+
+def document_order(chunk: Chunk) -> tuple[str, str, int]:
+    """The order in which a prompt shows passages: equal sets of passages give equal prompt prefixes."""
+    return (chunk.document, chunk.document_id, chunk.start)
 
 
 def fuse(rankings: list[list[str]], rrf_k: int) -> dict[str, float]:

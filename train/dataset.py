@@ -18,6 +18,7 @@ from train.examples import Mix, Source, build_examples
 from understudy.digests import canonical_json, digest_of
 from understudy.errors import NotFoundError, UnderstudyError
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
+from understudy.models import model_path
 from understudy.records import Chunk, Example, Message, Trace
 from understudy.workspace import Workspace
 
@@ -48,7 +49,7 @@ def build_dataset(workspace: Workspace, seed: int) -> dict[str, Any]:
     digest = digest_of([BUILDER_VERSION, PROMPT_VERSION, seed, [e.model_dump() for e in examples], sorted(shown)])
     folder = workspace.datasets / digest
     if not (folder / "dataset.json").exists():
-        _write_dataset(folder, examples, shown, ledger, {s.trace.id: s.trace for s in sources})
+        _write_dataset(workspace, folder, examples, shown, ledger, {s.trace.id: s.trace for s in sources})
     return {**summary_of(folder), "dataset": digest, "path": workspace.relative(folder), "rejected": dict(Counter(row["reason"] for row in ledger))}
 
 
@@ -157,8 +158,14 @@ def sharing_of(examples: list[Example], passages: dict[str, str], tokenizer: Pre
     return tokens, tokens / max(1, sum(distinct_tokens(rows) for rows in groups.values()))
 
 
-def _write_dataset(folder: Path, examples: list[Example], shown: dict[str, Chunk], ledger: list[dict[str, str]], traces: dict[str, Trace]) -> None:
+def _write_dataset(
+    workspace: Workspace, folder: Path, examples: list[Example], shown: dict[str, Chunk], ledger: list[dict[str, str]], traces: dict[str, Trace]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model_path(workspace, workspace.config.models.base)), local_files_only=True)
     passages = {chunk_id: chunk.text for chunk_id, chunk in sorted(shown.items())}
+    tokens, sharing = sharing_of([e for e in examples if e.split == "train"], passages, tokenizer)
     counts = Counter(example.split for example in examples)
     used = {traces[example.trace_id].id: traces[example.trace_id] for example in examples}
     with whole_folder(folder) as scratch:
@@ -174,6 +181,8 @@ def _write_dataset(folder: Path, examples: list[Example], shown: dict[str, Chunk
                 "prompt_version": PROMPT_VERSION,
                 "examples": {"train": counts["train"], "validation": counts["validation"]},
                 "by_step": dict(Counter(example.task for example in examples)),
+                "tokens": tokens,
+                "sharing": round(sharing, 3),
                 "by_kind": dict(Counter(example.kind for example in examples)),
                 "tenants": sorted({trace.tenant for trace in used.values()}),
                 "group_ids": sorted({g for e in examples if e.split == "train" for g in e.group_ids}),

@@ -15,6 +15,7 @@ from typing import Literal
 
 from rag.citations import find_quote
 from rag.prompts import ABSTENTION, answer_target, proposal_text, score_target
+from rag.retrieve import document_order
 from understudy.records import Chunk, Example, Trace
 
 
@@ -174,7 +175,7 @@ def groups_of(trace: Trace) -> list[str]:
 
 def canonical_order(ids: list[str], chunks: dict[str, Chunk]) -> list[str]:
     """Passages as a prompt shows them: in document order, so that equal sets give equal prefixes."""
-    return sorted(dict.fromkeys(ids), key=lambda c: (chunks[c].document, chunks[c].document_id, chunks[c].start))
+    return sorted(dict.fromkeys(ids), key=lambda c: document_order(chunks[c]))
 
 
 def _row(task: Literal["answer", "validate"], source: Source, passage_set: PassageSet, target: str, kind: str, proposal: str = "") -> Example:

@@ -61,11 +61,9 @@ def test_gold_recall_counts_the_gold_words_only() -> None:
 def test_f1_is_bounded_symmetric_and_blind_to_order(left: str, right: str) -> None:
     value = token_f1(left, right)
     assert 0 <= value <= 1
-    if normalize_answer(left) and normalize_answer(right):
+    if normalize_answer(left) and normalize_answer(right):  # else an accepted answer is empty, which SQuAD passes over
         assert value == pytest.approx(token_f1(right, left))
-    turned = " ".join(reversed(normalize_answer(left).split()))
-    again = token_f1(turned, right)
-    assert normalize_answer(turned) != " ".join(reversed(normalize_answer(left).split())) or again == pytest.approx(value)
+    assert token_f1(" ".join(reversed(left.split())), right) == pytest.approx(value)
     assert exact_match(left, right) <= value + 1e-12
     assert token_f1(left, left) == exact_match(left, left) == 1.0
 
@@ -177,7 +175,11 @@ def test_abstaining(ask, reply, abstain, corpus) -> None:
 
 def test_abstention_accuracy_is_the_mean_of_the_two_kinds(ask, reply, abstain, corpus) -> None:
     unanswerable = ask(answers=None, quotes=[])
-    rows = [score_trace(reply(), ask(), corpus)] * 9 + [score_trace(abstain(), ask(), corpus)] + [score_trace(reply(), unanswerable, corpus)] * 2
+    rows = (
+        [score_trace(reply(), ask(), corpus)] * 9
+        + [score_trace(abstain(), ask(), corpus)]
+        + [score_trace(reply(), unanswerable, corpus)] * 2
+    )
     assert aggregate(rows)["abstention_accuracy"] == pytest.approx((0.9 + 0.0) / 2)
     assert aggregate(rows)["false_abstention_rate"] == pytest.approx(0.1)
     assert aggregate(rows[:10])["abstention_accuracy"] is None
@@ -186,7 +188,16 @@ def test_abstention_accuracy_is_the_mean_of_the_two_kinds(ask, reply, abstain, c
 def test_a_failed_run_is_a_wrong_answer(ask, reply, corpus) -> None:
     failed = reply(complete=False)
     row = score_trace(failed.model_copy(update={"steps": []}), ask(), corpus)
-    wrong = ("token_f1", "exact_match", "gold_recall", "citation_precision", "citation_recall", "abstention_accuracy", "recall_at_k", "is_right")
+    wrong = (
+        "token_f1",
+        "exact_match",
+        "gold_recall",
+        "citation_precision",
+        "citation_recall",
+        "abstention_accuracy",
+        "recall_at_k",
+        "is_right",
+    )
     assert all(row[name] == 0.0 for name in wrong)
     assert row["score"] is None and row["seconds"] is None
     assert score_trace(failed, ask(answers=None, quotes=[]), corpus)["abstention_accuracy"] == 0.0

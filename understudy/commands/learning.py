@@ -1,0 +1,74 @@
+"""dataset build, train, adapters ls/show/verify."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from understudy.adapters import find_adapter, manifests, verify_adapter
+from understudy.commands import Outcome, report, workspace_of
+from understudy.progress import show_progress
+
+
+def dataset_build(args: Namespace) -> Outcome:
+    """Build the dataset of the expert traces."""
+    from train.dataset import build_dataset
+
+    result = build_dataset(workspace_of(args), args.seed)
+    examples, steps = result["examples"], ", ".join(f"{count} {name}" for name, count in sorted(result["by_step"].items()))
+    lines = [
+        f"dataset {result['dataset'][:12]}: {examples['train']} training rows, {examples['validation']} for validation ({steps});"
+        f" sharing {result['sharing']:.2f}",
+        *(f"rejected {count}: {reason}" for reason, count in result["rejected"].items()),
+    ]
+    return Outcome(result, lines)
+
+
+def train(args: Namespace) -> Outcome:
+    """Train an adapter, or say what training would do."""
+    from train.recipe import load_recipe
+
+    workspace = workspace_of(args)
+    named = args.recipe if args.recipe and "=" not in args.recipe else None
+    settings = args.settings if named or not args.recipe else [args.recipe, *args.settings]
+    recipe = load_recipe(named or workspace.config.recipe, settings)
+    if args.dry_run:
+        from train.dry_run import dry_run
+
+        result, lines = dry_run(workspace, recipe)
+        return Outcome(result, lines)
+    from train.sft import train as run
+
+    result = run(workspace, recipe, report, show_progress)
+    loss = result["loss"]
+    validation = "" if loss["validation"] is None else f", validation {loss['validation']:.3f}"
+    return Outcome(
+        result,
+        [
+            f"adapter {result['adapter']}: loss {loss['first']:.3f} → {loss['last']:.3f}{validation}; {result['seconds']:.0f} s,"
+            f" {result['tokens_per_second']:.0f} tokens/s ({result['distinct_tokens_per_second']:.0f} distinct), in {result['path']}"
+        ],
+    )
+
+
+def adapters_ls(args: Namespace) -> Outcome:
+    """List the registered adapters."""
+    workspace = workspace_of(args)
+    rows = [
+        {"name": m.name, "adapter": m.served_name, "base": m.base, "rank": m.rank, "path": workspace.relative(path), "proven": (path / "proof.json").exists()}
+        for m, path in manifests(workspace)
+    ]
+    lines = [f"{r['adapter']}  rank {r['rank']} over {r['base']}{'  proof on file' if r['proven'] else ''}" for r in rows]
+    return Outcome({"adapters": rows}, lines or ["no adapters yet"])
+
+
+def adapters_show(args: Namespace) -> Outcome:
+    """An adapter's manifest."""
+    manifest, path = find_adapter(workspace_of(args), args.adapter)
+    shown = manifest.model_dump(exclude={"question_digests"})
+    return Outcome(manifest.model_dump(), [f"{key}: {value}" for key, value in shown.items()] + [f"path: {path}"])
+
+
+def adapters_verify(args: Namespace) -> Outcome:
+    """Check an adapter's files; raises AdapterError where they differ."""
+    manifest = verify_adapter(find_adapter(workspace_of(args), args.adapter)[1])
+    return Outcome({"adapter": manifest.served_name, "verified": True}, [f"{manifest.served_name} is whole"])

@@ -1,0 +1,108 @@
+"""init, doctor, config show, models add and ls."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from argparse import Namespace
+from typing import Any
+
+from understudy import models
+from understudy.commands import Outcome, report, workspace_of
+from understudy.config import Config, known_keys
+from understudy.engines import find_engine
+from understudy.errors import UnderstudyError
+from understudy.workspace import Workspace, create_workspace
+
+
+def init(args: Namespace) -> Outcome:
+    """Make a workspace; an existing one is left as it is."""
+    workspace = create_workspace(args.workspace, "".join(f"{setting.replace('=', ': ', 1)}\n" for setting in args.set))
+    return Outcome({"workspace": str(workspace.root)}, [f"workspace {workspace.root} is ready"])
+
+
+def config_show(args: Namespace) -> Outcome:
+    """Every setting, its value and its origin."""
+    workspace = workspace_of(args)
+    values = {}
+    for key in known_keys(Config):
+        value: Any = workspace.config
+        for part in key.split("."):
+            value = getattr(value, part)
+        value = {name: endpoint.model_dump() for name, endpoint in value.items()} if key == "remotes" else value
+        values[key] = {"value": value, "origin": workspace.origins.get(key, "default")}
+    return Outcome({"config": values}, [f"{key} = {entry['value']}  ({entry['origin']})" for key, entry in values.items()])
+
+
+def models_add(args: Namespace) -> Outcome:
+    """Bring weights into the workspace."""
+    workspace = workspace_of(args)
+    folder = models.add_model(workspace, args.model, report)
+    return Outcome({"model": folder.name, "path": workspace.relative(folder)}, [f"{folder.name} is in {folder}"])
+
+
+def models_ls(args: Namespace) -> Outcome:
+    """List the weights in the workspace."""
+    cards = models.list_models(workspace_of(args))
+    return Outcome({"models": cards}, [f"{card['id']}  {card['weights_digest'][:12]}  from {card['origin']}" for card in cards] or ["no models yet"])
+
+
+def doctor(args: Namespace) -> Outcome:
+    """Check what the commands need; exit 1 where something is missing."""
+    workspace = workspace_of(args)
+    checks = [*_machine_checks(workspace), *_package_checks(), *_model_checks(workspace), *_state_checks(workspace)]
+    marks = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+    lines = [f"{marks[c['status']]} {c['name']}: {c['detail']}" + (f"  → {c['remedy']}" if c["remedy"] else "") for c in checks]
+    return Outcome({"checks": checks}, lines, 1 if any(c["status"] == "fail" for c in checks) else 0)
+
+
+def _check(name: str, status: str, detail: str, remedy: str = "") -> dict[str, str]:
+    return {"name": name, "status": status, "detail": detail, "remedy": remedy}
+
+
+def _machine_checks(workspace: Workspace) -> list[dict[str, str]]:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    gpu = shutil.which("nvidia-smi")
+    return [
+        _check("memory", "ok" if memory >= 8 else "warn", f"{memory:.0f} GiB", "" if memory >= 8 else "8 GiB are advised"),
+        _check("disk", "ok" if free >= 5 else "warn", f"{free:.0f} GiB free", "" if free >= 5 else "free at least 5 GiB"),
+        _check("gpu", "ok", "found" if gpu else f"none: {os.cpu_count()} CPU cores are used"),
+    ]
+
+
+def _package_checks() -> list[dict[str, str]]:
+    checks = []
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu", "langgraph", "openai"):
+        try:
+            checks.append(_check(name, "ok", importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(_check(name, "fail", "not installed", "run scripts/setup"))
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    checks.append(_check("vllm", "ok" if has_vllm else "fail", "installed" if has_vllm else "not installed", "" if has_vllm else "run scripts/setup"))
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if importlib.util.find_spec(name) is not None and shutil.which("nvidia-smi") is None:
+            checks.append(_check(name, "warn", "installed beside a CPU torch, it can break transformers", f"pip uninstall {name}"))
+    return checks
+
+
+def _model_checks(workspace: Workspace) -> list[dict[str, str]]:
+    checks = []
+    for role, name in (("base", workspace.config.models.base), ("embedder", workspace.config.models.embedder)):
+        try:
+            checks.append(_check(role, "ok", workspace.relative(models.model_path(workspace, name))))
+        except UnderstudyError as error:
+            checks.append(_check(role, "fail", error.message, error.remedy))
+    return checks
+
+
+def _state_checks(workspace: Workspace) -> list[dict[str, str]]:
+    count = len(workspace.store.documents(workspace.config.tenant))
+    engine = find_engine(workspace)
+    return [
+        _check("store", "ok", workspace.config.store),
+        _check("corpus", "ok" if count else "warn", f"{count} documents", "" if count else "run `understudy ingest PATH`"),
+        _check("server", "ok" if engine else "warn", engine.url if engine else "not running", "" if engine else "run `understudy serve`"),
+    ]

@@ -1,0 +1,48 @@
+"""From names to things that run: models, and the agent's tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from understudy.adapters import find_adapter, manifests
+from understudy.client import Model, ModelClient, engine_model, remote_model
+from understudy.engines import RunningEngine
+from understudy.errors import NotFoundError
+from understudy.records import Step
+from understudy.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rag.agent import Tools
+    from rag.retrieve import Retriever
+
+
+def default_model(workspace: Workspace) -> str:
+    """The newest adapter of the configured base, else the base."""
+    served = [m for m, _ in manifests(workspace) if m.base == workspace.config.models.base]
+    return served[-1].served_name if served else "base"
+
+
+def resolve_name(workspace: Workspace, name: str) -> str:
+    """base and remotes as they are; an adapter's name as name@digest12. Raises NotFoundError."""
+    if name == "base" or name in workspace.config.remotes:
+        return name
+    return find_adapter(workspace, name)[0].served_name
+
+
+def resolve(workspace: Workspace, name: str, engine: RunningEngine | None) -> Model:
+    """A model by name: a configured remote, or what the engine serves. Raises NotFoundError."""
+    if name in workspace.config.remotes:
+        return remote_model(name, workspace.config.remotes[name])
+    if engine is None:
+        raise NotFoundError(f"no engine is running to serve {name}", "run `understudy serve`")
+    return engine_model(engine, resolve_name(workspace, name))
+
+
+def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step: Callable[[Step], None] = lambda step: None) -> Tools:
+    """What the agent needs to run a model; an adapter brings its calibration."""
+    from rag.agent import Tools
+    from rag.validation import read_calibration
+
+    calibration = read_calibration(find_adapter(workspace, model.name)[1]) if model.has_adapter else None
+    return Tools(ModelClient(model), retriever, workspace.config.agent, calibration, on_step)
