@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 STOCK = "UNDERSTUDY_STOCK_LORA"  # set to 1, vLLM keeps its own LoRA arithmetic (to compare)
 WRAPPER = "serve.punica.GroupedPunicaWrapper"
 
+# Up to this many rows float32 is faster than bfloat16 on a CPU: oneDNN takes about 14 µs to set a small product up, MKL 3 µs.
+FEW_ROWS = 16
+
 Rows = slice | torch.Tensor  # which rows of a batch: a run, or indices
 
 
@@ -29,6 +32,8 @@ class Packed:
 
     down: torch.Tensor  # [ranks of all slices, input]
     up: torch.Tensor  # [output, ranks of all slices], zero off the slices' own blocks
+    down32: torch.Tensor  # the same in float32, for steps of few rows
+    up32: torch.Tensor
 
 
 def group_rows(slots: torch.Tensor) -> list[tuple[int, Rows]]:
@@ -64,22 +69,23 @@ def pack(a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...
     for up in ups:
         blocks[row : row + up.shape[0], column : column + up.shape[1]] = up
         row, column = row + up.shape[0], column + up.shape[1]
-    return Packed(torch.cat(downs), blocks)
+    down = torch.cat(downs)
+    return Packed(down, blocks, down.float(), blocks.float())
 
 
 def add_low_rank(y: torch.Tensor, x: torch.Tensor, rows: Rows, packed: Packed, scale: float) -> None:
     """`y[rows] += scale * x[rows] @ down.T @ up.T`, over as many columns as `up` has outputs."""
-    chosen = x[rows].to(packed.down.dtype)
-    hidden = chosen @ packed.down.t()  # [rows, ranks], accumulated in float32, rounded to the weights' dtype like the stock buffer
-    width = min(y.shape[1], packed.up.shape[0])  # vocabulary padding differs between model and adapter
-    up = packed.up[:width].t()
-    target = y[:, :width]
-    if isinstance(rows, slice) and y.dtype == hidden.dtype:
-        target[rows].addmm_(hidden, up, alpha=scale)
-    elif isinstance(rows, slice):
-        target[rows] += ((hidden @ up) * scale).to(y.dtype)
-    else:
+    chosen, target = x[rows], y[:, : packed.up.shape[0]]  # vocabulary padding can differ between model and adapter
+    small = chosen.shape[0] <= FEW_ROWS
+    down, up = (packed.down32, packed.up32) if small else (packed.down, packed.up)
+    hidden = chosen.to(down.dtype) @ down.t()  # [rows, ranks]
+    up = up[: target.shape[1]].t()
+    if isinstance(rows, torch.Tensor):
         target.index_add_(0, rows, (hidden @ up).to(y.dtype), alpha=scale)
+    elif hidden.dtype == y.dtype:
+        target[rows].addmm_(hidden, up, alpha=scale)
+    else:
+        target[rows].add_(hidden @ up, alpha=scale)
 
 
 def register() -> None:

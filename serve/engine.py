@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -25,7 +25,9 @@ from understudy.workspace import Workspace
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 DEFAULT_RANK = 16  # where no adapter says otherwise, so that one can still be loaded at run time
 MAX_LOGPROBS = 20
-CPU_SEQS, CPU_BATCHED_TOKENS = 16, 1024  # measured, 2 cores, 135M parameters: docs/benchmarks.md
+CPU_SEQS, CPU_BATCHED_TOKENS = 16, 1024  # measured on two cores with 135M parameters
+CPU_BLOCK = 32  # tokens of a KV block; vLLM's 128 on a CPU would read up to 127 tokens of a shared prefix again
+FEW_CORES = 8  # below this, no core is set apart for vLLM's scheduler, and no process for its worker
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class EngineSpec:
     port: int
     device: str  # cpu or cuda
     max_lora_rank: int  # at least the adapters' largest
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    openmp: Path | None = field(default_factory=lambda: find_openmp())
 
     @property
     def url(self) -> str:
@@ -73,7 +77,7 @@ def build_command(spec: EngineSpec) -> list[str]:
     seqs, batched_tokens = settings.max_num_seqs, settings.max_num_batched_tokens
     if spec.device == "cpu":
         seqs, batched_tokens = seqs or CPU_SEQS, batched_tokens or CPU_BATCHED_TOKENS
-        command += ["--enforce-eager", "--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30))]
+        command += ["--enforce-eager", "--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30)), "--block-size", str(CPU_BLOCK)]
     else:
         command += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
     command += ["--max-num-seqs", str(seqs)] if seqs else []
@@ -94,8 +98,12 @@ def build_environment(spec: EngineSpec) -> dict[str, str]:
         "NO_COLOR": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if spec.device == "cpu":
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # "auto" keeps one core for the scheduler: half the machine where there are two
+    if spec.device != "cpu":
+        return environment
+    if spec.cores < FEW_CORES:  # "auto" would keep one core for the scheduler: half of two
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.cores), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if spec.openmp is not None:  # faster than GNU's for many small products; the threads sleep after 5 ms, others may need the cores
+        environment |= {"LD_PRELOAD": str(spec.openmp), "KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
     return environment
 
 
@@ -117,6 +125,16 @@ def find_device() -> str:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_openmp() -> Path | None:
+    """Intel's OpenMP runtime, which the CPU wheel of vLLM brings and asks to have preloaded."""
+    try:
+        files = importlib.metadata.files("intel-openmp") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(file.locate())).resolve() for file in files if file.name == "libiomp5.so"]
+    return next((path for path in found if path.is_file() and not set(" :") & set(str(path))), None)  # LD_PRELOAD has no quoting
 
 
 def plan_engine(workspace: Workspace, port: int | None = None) -> EngineSpec:

@@ -155,7 +155,7 @@ def _quieten() -> None:
         os.environ.setdefault(name, value)
     import logging
 
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, force=True)
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 

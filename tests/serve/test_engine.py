@@ -59,9 +59,20 @@ def test_command_takes_adapters_at_run_time_where_there_are_none_yet() -> None:
 def test_cpu_settings_stay_off_a_gpu() -> None:
     cpu, gpu = build_command(make_spec()), build_command(make_spec(device="cuda"))
     assert "--enforce-eager" in cpu and option(cpu, "--kv-cache-memory-bytes") == str(2 * 2**30)
-    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens", "--max-num-seqs"} & set(gpu)
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--block-size", "--max-num-batched-tokens", "--max-num-seqs"} & set(gpu)
     assert option(gpu, "--gpu-memory-utilization") == "0.85"
-    assert not any("CPU" in name for name in build_environment(make_spec(device="cuda")))
+    assert not {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & build_environment(make_spec(device="cuda")).keys()
+
+
+def test_few_cores_are_all_used_and_many_are_bound_by_vllm() -> None:
+    few, many = build_environment(make_spec(cores=2)), build_environment(make_spec(cores=64))
+    assert (few["OMP_NUM_THREADS"], few["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
+    assert "OMP_NUM_THREADS" not in many and "VLLM_CPU_OMP_THREADS_BIND" not in many
+
+
+def test_openmp_is_preloaded_where_it_is_installed() -> None:
+    assert build_environment(make_spec(openmp=Path("/lib/libiomp5.so")))["LD_PRELOAD"] == "/lib/libiomp5.so"
+    assert "LD_PRELOAD" not in build_environment(make_spec(openmp=None))
 
 
 def test_settings_win_over_the_device_default() -> None:
