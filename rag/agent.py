@@ -41,7 +41,7 @@ class Tools:
     retriever: Retriever
     settings: Agent
     calibration: Calibration | None = None
-    on_step: Callable[[Step], None] = lambda step: None
+    on_step: Callable[[Step], None] = lambda _: None
 
     @property
     def worked_example(self) -> bool:
@@ -198,9 +198,8 @@ async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None
 async def _call(run: Run, name: StepName, messages: list[Message], max_tokens: int) -> tuple[Completion, Step]:
     """Ask the model; later tries are sampled, so that they differ."""
     client, began, started = run.tools.client, time.time(), time.perf_counter()
-    tries = len(run.attempts)
-    sampled = tries > 0 and name != "validate"
-    written = await client.complete(messages, max_tokens, SECOND_TRY_TEMPERATURE if sampled else 0.0, seed=tries)
+    is_retry = bool(run.attempts) and name != "validate"
+    written = await client.complete(messages, max_tokens, SECOND_TRY_TEMPERATURE if is_retry else 0.0)
     step = Step(
         name=name,
         messages=messages,

@@ -33,7 +33,7 @@ class Embedder:
         """Unit vectors [n, dim] of texts that fit the window (questions, windows of chunks)."""
         return np.asarray(self._model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False), dtype=np.float32)
 
-    def encode_windows(self, texts: list[str], progress: Callable[[int], None] = lambda n: None) -> list[np.ndarray]:
+    def encode_windows(self, texts: list[str], progress: Callable[[int], None] = lambda _: None) -> list[np.ndarray]:
         """Unit vectors [windows, dim] of each text; `progress` is told how many texts are done."""
         result: list[np.ndarray] = []
         for start in range(0, len(texts), BATCH):

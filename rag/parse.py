@@ -1,6 +1,6 @@
 """Turn one file into pages of text. Run as a child process, because PDF parsers hang, crash and balloon:
 
-    python -m rag.parse FILE   →  {"media_type", "title", "pages": [text, …]} or {"error"} on stdout
+python -m rag.parse FILE   →  {"media_type", "title", "pages": [text, …]} or {"error"} on stdout
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def unwrap(lines: list[str]) -> str:
         return ""
     full = sorted(len(line) for line in lines)[int(len(lines) * 0.8)]
     text = lines[0]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         short = len(before) < 0.75 * full
         starts_item = bool(re.match(r"([-•–*]|\d+[.)]|[a-z][.)])\s", line))
         ends = before.endswith((".", "!", "?", ":", ";"))

@@ -25,8 +25,7 @@ ANSWER_TASK = (
     "Question: {question}"
 )
 VALIDATE_TASK = (
-    "Is the proposed answer right, by the passages alone? Write a score from 0 (wrong) to 1 (right).\n"
-    "Question: {question}\nProposed answer: {proposal}"
+    "Is the proposed answer right, by the passages alone? Write a score from 0 (wrong) to 1 (right).\nQuestion: {question}\nProposed answer: {proposal}"
 )
 
 EXAMPLE_PASSAGES = [

@@ -20,7 +20,6 @@ from understudy.models import model_path
 from understudy.records import Chunk, Passage, Scores
 from understudy.workspace import Workspace
 
-
 _EMBEDDING = Lock()
 
 

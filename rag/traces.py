@@ -12,9 +12,9 @@ from rag.citations import find_quote, locate
 from rag.eval.questions import read_questions
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_target
 from rag.retrieve import Retriever, open_retriever
+from understudy.config import require_file
 from understudy.digests import digest_of
 from understudy.errors import UnderstudyError
-from understudy.config import require_file
 from understudy.progress import Progress
 from understudy.records import Citation, Passage, Question, Split, Step, Trace
 from understudy.workspace import Workspace

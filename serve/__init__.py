@@ -1,0 +1,1 @@
+"""vLLM, its adapters, and the proof that it serves what was trained."""

@@ -115,7 +115,7 @@ def _welcome(engine: Engine) -> str:
     return "\n".join([*lines, f"try: curl -s {running.url}/chat/completions -H 'Content-Type: application/json' -d '{question}'", "Ctrl-C stops it"])
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
+def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 

@@ -100,12 +100,12 @@ def register() -> None:
         if getattr(stock, "_understudy", False):
             return
 
-        def get_punica_wrapper(cls: type) -> str:
+        def get_punica_wrapper(_cls: type) -> str:
             return _wrapper_name(stock())
 
         get_punica_wrapper._understudy = True  # type: ignore[attr-defined]
-        platform.get_punica_wrapper = classmethod(get_punica_wrapper)  # type: ignore[assignment]
-    except Exception as error:  # noqa: BLE001 (a plugin must never keep vLLM from starting)
+        platform.get_punica_wrapper = classmethod(get_punica_wrapper)
+    except Exception as error:  # whatever it is: a plugin must never keep vLLM from starting
         _leave_stock(error)
 
 
@@ -115,7 +115,7 @@ def _wrapper_name(stock: str) -> str:
         from serve.punica import check_internals
 
         check_internals()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         _leave_stock(error)
         return stock
     return WRAPPER

@@ -187,7 +187,9 @@ def load_adapter(url: str, adapter: ServedAdapter) -> None:
         if adapter.name not in listed:
             answer = httpx.post(f"{url}/load_lora_adapter", json={"lora_name": adapter.name, "lora_path": folder}, timeout=300)
             if answer.is_error:
-                raise AdapterError(f"the engine refuses {adapter.name}: {_reason(answer)}", "understudy adapters verify; a rank above serve.max_lora_rank needs a restart")
+                raise AdapterError(
+                    f"the engine refuses {adapter.name}: {_reason(answer)}", "understudy adapters verify; a rank above serve.max_lora_rank needs a restart"
+                )
             listed = served_models(url)
     except httpx.HTTPError as error:
         raise AdapterError(f"cannot load {adapter.name} into {url}: {error!r}", "see logs/engine.log") from error
@@ -218,7 +220,9 @@ def served_base(workspace: Workspace) -> tuple[Path, str, str]:
     for folder in sorted(workspace.models.iterdir()):
         if (folder / "config.json").is_file() and weights_digest(folder) == wanted:
             return folder, base, wanted
-    raise NotFoundError(f"the weights that {ours[-1].served_name} must be served on ({wanted[:12]}) are not in {workspace.models}", "train again, or restore models/")
+    raise NotFoundError(
+        f"the weights that {ours[-1].served_name} must be served on ({wanted[:12]}) are not in {workspace.models}", "train again, or restore models/"
+    )
 
 
 def _manifests(workspace: Workspace) -> list[tuple[AdapterManifest, Path]]:

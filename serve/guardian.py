@@ -12,8 +12,10 @@ so that it is up in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),  # noqa: PLW1509 (there is one thread here)
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),  # safe: there is one thread here
     )
     try:
         orphaned = _wait(child.pid, lifeline)
@@ -52,10 +54,12 @@ def main(arguments: list[str]) -> int:
         child.kill()
     _kill_session()
     status = child.wait()
+    _reap_orphans()
+    _clear_shared_memory()
     return 128 - status if status < 0 else status
 
 
-def _raise_stop(number: int, frame: FrameType | None) -> None:
+def _raise_stop(_number: int, _frame: FrameType | None) -> None:
     raise StopAsked
 
 
@@ -78,11 +82,27 @@ def _kill_session() -> None:
     while members := _session_members():
         others = [pid for pid in members if not _is_tracker(pid)]
         for pid in members if time.monotonic() > deadline else others:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.02)
+
+
+def _reap_orphans() -> None:
+    """Collect the dead descendants; a dead process whose threads are still being torn down takes a moment."""
+    deadline = time.monotonic() + 1.0
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.02)
+
+
+def _clear_shared_memory() -> None:
+    """Remove what Intel's OpenMP and loky leave behind for each process that was killed: a small file, named by its pid."""
+    for name in os.listdir("/dev/shm"):
+        match = re.fullmatch(r"__KMP_REGISTERED_LIB_(\d+)_\d+|sem\.loky-(\d+)-\w+", name)
+        if match and not os.path.exists(f"/proc/{match[1] or match[2]}"):
+            with contextlib.suppress(OSError):  # another user's, or gone already
+                os.unlink(f"/dev/shm/{name}")
 
 
 def _session_members() -> list[int]:

@@ -33,7 +33,7 @@ def check_internals() -> None:
             raise TypeError(f"{name} is not a property")
 
 
-class GroupedPunicaWrapper(PunicaWrapperCPU):
+class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not analysed
     """Two matrix products per adapter and layer; whatever it does not know goes to the stock implementation."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -80,29 +80,32 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
         lora_b_stacked: torch.Tensor,
         scale: float,
         *,
-        buffer: torch.Tensor | None = None,
-        **options: Any,
+        buffer: torch.Tensor | None = None,  # noqa: ARG002
+        **options: Any,  # noqa: ARG002
     ) -> None:
-        """The same for the language head, whose stock version copies vocabulary × rank for every sampled row."""
-        weights = {slot: self._weights((lora_a_stacked,), (lora_b_stacked,), slot) for slot, _ in self._sampler_groups}
-        if not any(weights.values()):
-            return
+        """The same for the language head, whose stock version copies vocabulary × rank for every sampled row.
+
+        Prompt log-probabilities of a batch that mixes adapters leave an adapted language head out.
+        """
         flat_y, flat_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        if flat_x.shape[0] != self.sampler_indices.shape[0]:  # prompt log-probabilities: rows of one request, which vLLM does not name
-            super().add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale, buffer=buffer, **options)
-            return
-        for slot, rows in self._sampler_groups:
-            packed = weights[slot]
+        groups = self._sampler_groups
+        if flat_x.shape[0] != self.sampler_indices.shape[0]:
+            # Prompt log-probabilities: rows of one request, and vLLM does not say whose. (The stock version ends the engine here.)
+            groups = [(groups[0][0], slice(None))] if len(groups) == 1 and (self.sampler_indices >= 0).all() else []
+        for slot, rows in groups:
+            packed = self._weights((lora_a_stacked,), (lora_b_stacked,), slot)
             if packed is not None:
                 add_low_rank(flat_y, flat_x, rows, packed, scale)
 
     def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **options: Any) -> None:
         """`y += x @ B.T` for the embedding layer; nothing where no adapter of the batch touches it."""
-        if not any(bool(lora_b_stacked[slot].any()) for slot, _ in self._token_groups):
+        if not add_inputs:
+            super().add_lora_embedding(y, x, lora_b_stacked, add_inputs, **options)
             return
         for slot, rows in self._token_groups:
             up = lora_b_stacked[slot, 0]
-            y[rows] += (x[rows].to(up.dtype) @ up.t()).to(y.dtype)
+            if up.any():
+                y[rows] += (x[rows].to(up.dtype) @ up.t()).to(y.dtype)
 
     def _weights(self, a_stacked: Stack, b_stacked: Stack, slot: int) -> Packed | None:
         """The slot's packed weights, packed anew when vLLM has written an adapter into the layer (tensor versions count writes)."""

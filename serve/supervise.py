@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -71,10 +72,8 @@ class Engine:
             self.lifeline = -1
 
     def _kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def __enter__(self) -> Self:
@@ -146,9 +145,10 @@ def died(engine: Engine) -> EngineError:
 def find_cause(log: str) -> str:
     """The first error of a vLLM log, less its prefixes: later ones are consequences of it. Else the last line."""
     lines = [re.sub(r"^(\([^)]*pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) \d\S* [\d:]+ \[[^\]]*\]\s*)?", "", line).strip() for line in log.splitlines()]
-    for line in lines:
+    for number, line in enumerate(lines):
         if re.match(r"([\w.]*(Error|Exception|Interrupt)\b.*: .+|[\w.]+\.py: error: .+)", line) and "root cause" not in line:
-            return line[:300]
+            detail = lines[number + 1 : number + 2] if "validation error" in line else []  # pydantic says what is wrong below
+            return " ".join([line, *detail])[:400]
     return next((line[:300] for line in reversed(lines) if line), "it wrote nothing")
 
 
@@ -160,7 +160,9 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise EngineError(f"cannot listen on {host} port {port}: {error.strerror}", f"stop what uses it, or choose another: serve.port={port + 1}") from error
+            raise EngineError(
+                f"cannot listen on {host} port {port}: {error.strerror}", f"stop what uses it, or choose another: serve.port={port + 1}"
+            ) from error
 
 
 def free_port(host: str) -> int:

@@ -1,0 +1,1 @@
+"""From verified traces to a LoRA adapter."""

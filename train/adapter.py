@@ -155,6 +155,7 @@ def loss_curve(position: Position) -> str:
 
 def model_card(manifest: AdapterManifest) -> str:
     """The adapter's README.md in the form model hubs read."""
+
     def figure(name: str) -> str:
         value = manifest.metrics.get(name)
         return "–" if value is None else f"{value:.3f}"

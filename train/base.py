@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +17,16 @@ from understudy.models import CARD, folder_name, weights_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KEEP_BYTES = 16 << 30
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: giving every large tensor's pages back and faulting them in again
-    cost up to half of a CPU step on the virtual machines measured (docs/benchmarks.md)."""
-    if os.name == "posix" and not torch.cuda.is_available():
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-                libc.mallopt(option, ctypes.c_int(2**31 - 1))
-            libc.mallopt(-2, ctypes.c_int(256 << 20))  # M_TOP_PAD
+    """Tell glibc to keep freed memory: giving every large tensor's pages back and faulting them in again is dear
+    on virtual machines, where the first touch of a page costs a round to the host (docs/benchmarks.md)."""
+    libc = ctypes.CDLL(None)
+    if not torch.cuda.is_available() and hasattr(libc, "mallopt"):
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(MMAP_THRESHOLD, 2**30)
 
 
 def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
@@ -54,7 +51,7 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(f"cannot load {folder.name}: {error}", "check it with `understudy models ls`") from error
     model.requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
@@ -65,7 +62,7 @@ def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
 
 
 def served_base(models: Path, base: Path, base_id: str, quantisation: str) -> Path:

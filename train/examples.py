@@ -43,8 +43,8 @@ class Mix:
     """How many rows of each kind."""
 
     k: int  # passages of a prompt
-    no_support: float = 0.35  # abstention rows per answerable question, besides the unanswerable questions
-    abstention_repeats: int = 2  # passage sets each unanswerable question is shown with
+    no_support: float = 0.15  # abstention rows per answerable question, besides the unanswerable questions
+    abstention_repeats: int = 1  # passage sets each unanswerable question is shown with
     bad_validations: float = 0.5  # wrong proposals per right one
 
 
@@ -93,7 +93,9 @@ def place_unanswered(sets: list[PassageSet], sources: list[Source], chunks: dict
         fitting = [
             s
             for s in sets
-            if source not in s.unanswered and source not in s.answered and len(retrieved.intersection(s.passage_ids)) >= max(1, mix.k - 1)
+            if source not in s.unanswered
+            and source not in s.answered
+            and len(retrieved.intersection(s.passage_ids)) >= max(1, mix.k - 1)
             and not any(supports(source.trace, chunks[c]) for c in s.passage_ids)
         ]
         if fitting:

@@ -24,16 +24,14 @@ class Recipe(BaseModel):
     quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
-    targets: list[str] = Field(
-        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter"
-    )
+    targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of AdamW")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     plan_weight: float = Field(1.0, ge=0, description="loss weight of a token of a search query; an answer's is 1")
     validate_weight: float = Field(1.0, ge=0, description="loss weight of a token of a validation score")
-    epochs: int = Field(1, ge=1, description="passes over the dataset")
+    epochs: int = Field(2, ge=1, description="passes over the dataset")
     tokens_per_batch: int = Field(1536, ge=256, description="distinct tokens of one forward pass")
     batches_per_step: int = Field(2, ge=1, description="forward passes accumulated into one optimiser step")
     max_length: int = Field(2048, ge=64, description="rows longer than this, in tokens, are left out and counted")

@@ -99,7 +99,10 @@ def fit(
             loss = take_step(model, optimizer, batches, learning_rate(done, recipe), recipe.max_grad_norm)
             advance(position, batches, len(epochs[position.epoch]), loss, time.monotonic() - began)
             now_done = int(1000 * min(1.0, share_done(position, total, recipe)))
-            bar.advance(now_done - shown, note=f"step {position.steps}, loss {mean(position.losses[-10:]):.3f}, {position.distinct_tokens / position.seconds:.0f} tokens/s")
+            bar.advance(
+                now_done - shown,
+                note=f"step {position.steps}, loss {mean(position.losses[-10:]):.3f}, {position.distinct_tokens / position.seconds:.0f} tokens/s",
+            )
             shown = now_done
             if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
                 save_checkpoint(run, parameters, optimizer, position)
@@ -118,7 +121,8 @@ def take_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batches:
     total_weight = sum(float(batch.weights.sum()) for batch in batches)
     loss = 0.0
     for batch in batches:
-        part = weighted_loss(model, batch) / total_weight
+        with torch.autocast(model.device.type, torch.bfloat16):  # the float32 LoRA weights compute in the base's dtype
+            part = weighted_loss(model, batch) / total_weight
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -166,7 +170,8 @@ def validation_loss(model: PreTrainedModel, validator: Batcher) -> float | None:
         if number == VALIDATION_BATCHES:
             break
         batch = merge_tries(rows)
-        loss += float(weighted_loss(model, batch))
+        with torch.autocast(model.device.type, torch.bfloat16):
+            loss += float(weighted_loss(model, batch))
         weight += float(batch.weights.sum())
     return loss / weight if weight else None
 

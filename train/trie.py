@@ -123,4 +123,6 @@ def check_architecture(config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     if kinds != {"full_attention"} or windowed:
-        raise TrainingError(f"{config.model_type} uses {', '.join(sorted(kinds))}: prefix sharing would not be exact", "choose a model with full causal attention")
+        raise TrainingError(
+            f"{config.model_type} uses {', '.join(sorted(kinds))}: prefix sharing would not be exact", "choose a model with full causal attention"
+        )

@@ -77,12 +77,15 @@ class ModelClient:
     async def __aexit__(self, *_: object) -> None:
         await self._sdk.close()
 
-    async def complete(self, messages: list[Message], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Completion:
-        """One completion, greedy by default. Raises EndpointError; a reply without a finish reason is one."""
+    async def complete(self, messages: list[Message], max_tokens: int, temperature: float = 0.0) -> Completion:
+        """One completion, greedy by default. Raises EndpointError; a reply without a finish reason is one.
+
+        No seed is sent: a seeded request with temperature ends vLLM 0.32's CPU engine ("CPU Generator does not use offset").
+        """
         turns: Any = [message.model_dump() for message in messages]
         try:
             reply = await self._sdk.chat.completions.create(
-                model=self.model.served_name, messages=turns, max_tokens=max_tokens, temperature=temperature, seed=seed, logprobs=True, top_logprobs=5
+                model=self.model.served_name, messages=turns, max_tokens=max_tokens, temperature=temperature, logprobs=True, top_logprobs=5
             )
         except openai.APIStatusError as error:
             raise EndpointError(f"{self.model.name} answered {error.status_code}: {_detail(error)}", "see the server's log") from error

@@ -40,7 +40,7 @@ class Ingest(Section):
 class Retrieval(Section):
     """What is shown to the model."""
 
-    k: int = Field(3, ge=1, le=50, description="passages shown to the model")
+    k: int = Field(2, ge=1, le=50, description="passages shown to the model")
     candidates: int = Field(20, ge=1, le=1000, description="taken from each ranking before fusion")
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
 

@@ -1,15 +1,15 @@
 """The one error tree. Library code raises these; only the command line prints them and picks the exit code.
 
-    UnderstudyError            exit 1: failed, with a cause and a remedy
-    ├── UsageError             exit 2: wrong arguments or configuration
-    ├── NotFoundError          exit 1: a named thing is not there
-    ├── StorageError           exit 1: the store or a file could not be read or written
-    ├── DocumentError          exit 1: a document cannot be ingested (also its quarantine reason)
-    ├── EndpointError          exit 1: a model endpoint failed or answered nonsense
-    ├── EngineError            exit 1: the vLLM engine could not be started or died
-    ├── TrainingError          exit 1: training cannot start or go on
-    ├── AdapterError           exit 1: an adapter is not what it claims to be
-    └── GateFailed             exit 3: done, but a quality gate said no
+UnderstudyError            exit 1: failed, with a cause and a remedy
+├── UsageError             exit 2: wrong arguments or configuration
+├── NotFoundError          exit 1: a named thing is not there
+├── StorageError           exit 1: the store or a file could not be read or written
+├── DocumentError          exit 1: a document cannot be ingested (also its quarantine reason)
+├── EndpointError          exit 1: a model endpoint failed or answered nonsense
+├── EngineError            exit 1: the vLLM engine could not be started or died
+├── TrainingError          exit 1: training cannot start or go on
+├── AdapterError           exit 1: an adapter is not what it claims to be
+└── GateFailed             exit 3: done, but a quality gate said no
 """
 
 

@@ -93,7 +93,9 @@ def _copy_weights(source: Path, target: Path) -> None:
     """Copy a model folder without what is never loaded (pickles, other frameworks' weights)."""
     if not list(source.glob("*.safetensors")):
         raise UsageError(f"{source} has no safetensors weights", "convert it with transformers' save_pretrained first")
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx", "*.msgpack", ".*", "*.py", CARD))
+    shutil.copytree(
+        source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx", "*.msgpack", ".*", "*.py", CARD)
+    )
 
 
 def _add_from_hub(model_id: str, target: Path, report: Callable[[str], None]) -> None:
@@ -106,7 +108,9 @@ def _add_from_hub(model_id: str, target: Path, report: Callable[[str], None]) ->
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise NotFoundError(f"the hub has no model {model_id!r}", "check the id") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise NotFoundError(f"{model_id} is not in the hub's local cache, and the hub cannot be reached", "copy the model's folder here and add it by path") from error
+        raise NotFoundError(
+            f"{model_id} is not in the hub's local cache, and the hub cannot be reached", "copy the model's folder here and add it by path"
+        ) from error
     _copy_weights(Path(found), target)
 
 
@@ -145,6 +149,8 @@ def convert_gguf(gguf: Path, target: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except (OSError, ValueError) as error:
-        raise StorageError(f"{gguf.name} cannot be converted: {error}", f"transformers {importlib.metadata.version('transformers')} must know its architecture") from error
+        raise StorageError(
+            f"{gguf.name} cannot be converted: {error}", f"transformers {importlib.metadata.version('transformers')} must know its architecture"
+        ) from error
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -1,0 +1,1 @@
+"""Models compared on the same questions, paired, with a report people read."""

@@ -78,9 +78,7 @@ class Case:
         return all(answer.row["is_right"] == 0.0 for answer in self.answers)
 
 
-def build_cases(
-    questions: Sequence[Question], traces: dict[str, list[Trace]], rows: dict[str, list[Row]], chunks: dict[str, Chunk]
-) -> list[Case]:
+def build_cases(questions: Sequence[Question], traces: dict[str, list[Trace]], rows: dict[str, list[Row]], chunks: dict[str, Chunk]) -> list[Case]:
     """Every question, the worst regressions first."""
     cases = [
         _build_case(question, {name: traces[name][place] for name in traces}, {name: rows[name][place] for name in rows}, chunks)
@@ -122,9 +120,7 @@ def _build_case(question: Question, traces: dict[str, Trace], rows: dict[str, Ro
         cited = [[span for quote in emitted[name] for span in quote.spans] if name in seeing else [] for name in traces]
         passages.append(PassageView(chunk.document, chunk.pages, mark_text(chunk, [s for q in gold for s in q.spans], cited), seeing))
     change = _change([answer.quality for answer in answers])
-    kind: Literal["answerable", "unanswerable", "no key"] = (
-        "no key" if not question.has_answer_key else "answerable" if question.answerable else "unanswerable"
-    )
+    kind: Literal["answerable", "unanswerable", "no key"] = "no key" if not question.has_answer_key else "answerable" if question.answerable else "unanswerable"
     outcome: Literal["worse", "better", "same"] = "worse" if change <= -CHANGED else "better" if change >= CHANGED else "same"
     return Case(question, cluster_of(question) if question.documents else "", kind, answers, passages, change, outcome)
 

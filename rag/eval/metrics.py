@@ -45,14 +45,10 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric("Token-F1", "Answers", "SQuAD's word overlap with the expert's answer; answerable questions"),
     "gold_recall": Metric("Gold recall", "Answers", "share of the expert's words that the answer has"),
     "exact_match": Metric("Exact match", "Answers", "the expert's answer, word for word", is_binary=True),
-    "unsupported_rate": Metric(
-        "Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"
-    ),
+    "unsupported_rate": Metric("Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"),
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),
     "citation_recall": Metric("Citation recall", "Citations", "expert's quotes that the answer cites verbatim"),
-    "abstention_accuracy": Metric(
-        "Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True
-    ),
+    "abstention_accuracy": Metric("Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True),
     "false_abstention_rate": Metric("False abstentions", "Abstention", "answerable questions that it refused", "lower", is_binary=True),
     "validator_auroc": Metric("Validator AUROC", "Validation", "how well the validation score tells right from wrong; 0.5 is chance"),
     "valid_score_rate": Metric("Readable scores", "Validation", "validations that state one score from 0 to 1", weight="validations"),

@@ -70,9 +70,7 @@ def _answers(row: dict[str, Any]) -> list[str] | None:
         return None
     answers = [answer] if isinstance(answer, str) else answer
     if not isinstance(answers, list) or not answers or not all(isinstance(item, str) and item.strip() for item in answers):
-        raise ValueError(
-            "`answer` is neither text, nor a list of accepted texts, nor null (for a question that the documents do not answer)"
-        )
+        raise ValueError("`answer` is neither text, nor a list of accepted texts, nor null (for a question that the documents do not answer)")
     return answers
 
 

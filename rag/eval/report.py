@@ -199,9 +199,7 @@ def _model_json(name: str, rows: list[Row], statistics: Statistics) -> dict[str,
         "n": len(rows),
         "errors": sum(row["complete"] == 0.0 for row in rows),
         "metrics": {metric: _rounded(value) for metric, value in aggregate(rows).items()},
-        "intervals": {
-            metric: [_rounded(found.low), _rounded(found.high)] for metric, found in intervals.items() if found.value is not None
-        },
+        "intervals": {metric: [_rounded(found.low), _rounded(found.high)] for metric, found in intervals.items() if found.value is not None},
     }
 
 

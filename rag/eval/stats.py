@@ -146,9 +146,7 @@ def make_interval(value: float, draws: Numbers) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[str] = (), resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def paired_bootstrap(a: Sequence[float], b: Sequence[float], clusters: Sequence[str] = (), resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean of b − a over paired values and its 95 % interval."""
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
 

@@ -51,14 +51,16 @@ def test_command_serves_the_base_and_each_adapter_under_its_immutable_name() -> 
 
 def test_command_takes_adapters_at_run_time_where_there_are_none_yet() -> None:
     command = build_command(make_spec())
-    assert "--enable-lora" in command and "--lora-modules" not in command
+    assert "--enable-lora" in command
+    assert "--lora-modules" not in command
     assert build_environment(make_spec())["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert int(option(command, "--max-cpu-loras")) >= int(option(command, "--max-loras"))
 
 
 def test_cpu_settings_stay_off_a_gpu() -> None:
     cpu, gpu = build_command(make_spec()), build_command(make_spec(device="cuda"))
-    assert "--enforce-eager" in cpu and option(cpu, "--kv-cache-memory-bytes") == str(2 * 2**30)
+    assert "--enforce-eager" in cpu
+    assert option(cpu, "--kv-cache-memory-bytes") == str(2 * 2**30)
     assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--block-size", "--max-num-batched-tokens", "--max-num-seqs"} & set(gpu)
     assert option(gpu, "--gpu-memory-utilization") == "0.85"
     assert not {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & build_environment(make_spec(device="cuda")).keys()
@@ -67,7 +69,8 @@ def test_cpu_settings_stay_off_a_gpu() -> None:
 def test_few_cores_are_all_used_and_many_are_bound_by_vllm() -> None:
     few, many = build_environment(make_spec(cores=2)), build_environment(make_spec(cores=64))
     assert (few["OMP_NUM_THREADS"], few["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
-    assert "OMP_NUM_THREADS" not in many and "VLLM_CPU_OMP_THREADS_BIND" not in many
+    assert "OMP_NUM_THREADS" not in many
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in many
 
 
 def test_openmp_is_preloaded_where_it_is_installed() -> None:
@@ -150,7 +153,7 @@ def test_adapters_being_written_are_not_served_and_broken_ones_are_named(tmp_pat
     write_json(partial / "manifest.json", {})
     assert [each.name for each in registered_adapters(workspace, "plain")] == [manifest.served_name]
     write_json(workspace.adapters / "b" / "3" / "manifest.json", {"name": "b"})
-    with pytest.raises(AdapterError, match="b/3/manifest.json"):
+    with pytest.raises(AdapterError, match=r"b/3/manifest\.json"):
         registered_adapters(workspace, "plain")
 
 
@@ -205,7 +208,8 @@ def test_stop_leaves_nothing_even_of_a_grandchild_that_ignores_sigterm(tmp_path:
             time.sleep(0.05)
         assert len(session_of(engine.pid)) == 3  # guardian, child, grandchild
     assert session_of(engine.pid) == []
-    assert stages[0] == "starting vLLM" and stages[-1].startswith("ready after")
+    assert stages[0] == "starting vLLM"
+    assert stages[-1].startswith("ready after")
     engine.stop()  # twice does no harm
 
 
@@ -232,7 +236,7 @@ def test_death_at_start_is_reported_at_once_with_its_cause_and_log(tmp_path: Pat
     began = time.monotonic()
     engine = spawn([sys.executable, "-c", code], dict(os.environ), "127.0.0.1", port, tmp_path / "engine.log")
     with engine, pytest.raises(EngineError, match="status 3: ValueError: too little of everything") as caught:
-        wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 60, lambda stage: None)
+        wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 60, lambda _stage: None)
     assert str(tmp_path / "engine.log") in caught.value.message
     assert time.monotonic() - began < 10
 
@@ -241,7 +245,7 @@ def test_engine_that_never_gets_healthy_times_out_with_the_setting_to_raise(tmp_
     port = free_port("127.0.0.1")
     engine = spawn([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ), "127.0.0.1", port, tmp_path / "engine.log")
     with engine, pytest.raises(EngineError) as caught:
-        wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 0.5, lambda stage: None)
+        wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 0.5, lambda _stage: None)
     assert "serve.start_seconds" in caught.value.remedy
     assert session_of(engine.pid) == []
 
@@ -269,6 +273,7 @@ def test_cause_is_the_first_error_not_its_consequences() -> None:
     ]
     assert find_cause("\n".join(lines)) == "ValueError: Available memory is less than requested"
     assert find_cause("usage: x\napi_server.py: error: unrecognized arguments: --nonsense\n") == "api_server.py: error: unrecognized arguments: --nonsense"
+    assert find_cause("pydantic.ValidationError: 1 validation error for ModelConfig\n  Value error, too long").endswith("ModelConfig Value error, too long")
     assert find_cause("Killed\n\n") == "Killed"
     assert find_cause("") == "it wrote nothing"
 
@@ -309,7 +314,9 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[int], tup
 
 @given(batches())
 @settings(deadline=None, max_examples=200)
-def test_grouped_lora_equals_the_dense_reference(batch: tuple[torch.Tensor, torch.Tensor, list[int], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], float]) -> None:
+def test_grouped_lora_equals_the_dense_reference(
+    batch: tuple[torch.Tensor, torch.Tensor, list[int], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], float],
+) -> None:
     y, x, slots, a, b, scale = batch
     expected = dense_reference(y, x, slots, a, b, scale)
     for slot, rows in group_rows(torch.tensor(slots)):
@@ -322,7 +329,9 @@ def test_grouped_lora_equals_the_dense_reference(batch: tuple[torch.Tensor, torc
 def test_an_adapter_whose_rows_stand_together_is_not_gathered() -> None:
     assert group_rows(torch.tensor([-1, 1, 1, 0])) == [(1, slice(1, 3)), (0, slice(3, 4))]
     [(slot, rows)] = group_rows(torch.tensor([2, -1, 2]))
-    assert slot == 2 and isinstance(rows, torch.Tensor) and rows.tolist() == [0, 2]
+    assert slot == 2
+    assert isinstance(rows, torch.Tensor)
+    assert rows.tolist() == [0, 2]
     assert group_rows(torch.tensor([-1, -1])) == []
 
 
@@ -330,7 +339,9 @@ def test_packing_drops_the_padding_of_ranks_and_layers_without_an_adapter() -> N
     a, b = torch.zeros(2, 1, 16, 4), torch.zeros(2, 1, 6, 16)
     a[1, 0, :3], b[1, 0, :, :3] = 1.0, 1.0
     packed = pack((a,), (b,), 1)
-    assert packed is not None and packed.down.shape == (3, 4) and packed.up.shape == (6, 3)
+    assert packed is not None
+    assert packed.down.shape == (3, 4)
+    assert packed.up.shape == (6, 3)
     assert pack((a,), (b,), 0) is None
 
 
@@ -375,11 +386,39 @@ def test_weights_written_into_a_slot_after_a_step_are_used() -> None:
     b[0][0] = 0
     b[0][0, 0, :, :1].copy_(torch.full((4, 1), 5.0))
     wrapper.add_lora_linear(second, x, a, b, 1.0, (4,))
-    assert first.flatten().tolist() == [6.0] * 8 and second.flatten().tolist() == [15.0] * 8
+    assert first.flatten().tolist() == [6.0] * 8
+    assert second.flatten().tolist() == [15.0] * 8
     a[0][0] = 0
     third = torch.zeros(2, 4)
     wrapper.add_lora_linear(third, x, a, b, 1.0, (4,))
     assert third.flatten().tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize(("ids", "adapted"), [([5, 5], True), ([5, 7], False), ([5, 0], False), ([0, 0], False)])
+def test_prompt_logprobs_under_an_adapted_language_head_never_end_the_engine(ids: list[int], adapted: bool) -> None:
+    """They come as all rows of one request, whatever was sampled; whose they are is known only where one adapter has them all."""
+    from vllm.lora.layers import LoRAMapping
+
+    from serve.punica import GroupedPunicaWrapper
+
+    wrapper = GroupedPunicaWrapper(64, 8, "cpu")
+    wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), True), [5, 7], 3, 100)
+    y = torch.zeros(9, 4)
+    wrapper.add_lora_logits(y, torch.ones(9, 3), torch.ones(2, 1, 2, 3), torch.ones(2, 1, 4, 2), 1.0)
+    assert y.flatten().tolist() == [6.0 if adapted else 0.0] * 36
+
+
+def test_the_language_head_takes_each_row_with_its_own_adapter() -> None:
+    from vllm.lora.layers import LoRAMapping
+
+    from serve.punica import GroupedPunicaWrapper
+
+    wrapper = GroupedPunicaWrapper(64, 8, "cpu")
+    wrapper.update_metadata(LoRAMapping((0, 7, 5), (0, 7, 5), True), [5, 7], 3, 100)
+    y, b = torch.zeros(3, 4), torch.ones(2, 1, 6, 2)  # a vocabulary padded further than the model's
+    b[1] *= 2
+    wrapper.add_lora_logits(y, torch.ones(3, 3), torch.ones(2, 1, 2, 3), b, 1.0)
+    assert y[:, 0].tolist() == [0.0, 12.0, 6.0]
 
 
 def test_plugin_leaves_an_unknown_vllm_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -388,4 +427,5 @@ def test_plugin_leaves_an_unknown_vllm_alone(monkeypatch: pytest.MonkeyPatch, ca
     assert cpu_lora._wrapper_name("stock.Wrapper") == cpu_lora.WRAPPER
     monkeypatch.setitem(punica.KNOWN_PARAMETERS, "add_lora_linear", ["self", "something_else"])
     assert cpu_lora._wrapper_name("stock.Wrapper") == "stock.Wrapper"
-    assert len(caplog.records) == 1 and "internals" in caplog.text
+    assert len(caplog.records) == 1
+    assert "internals" in caplog.text

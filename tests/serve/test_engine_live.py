@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -93,7 +95,7 @@ def register_random_adapter(workspace: Workspace, name: str, rank: int, seed: in
     )
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
-            parameter.data.normal_(0, 0.02)
+            parameter.data.normal_(0, 0.1)
     model.peft_config["default"].base_model_name_or_path = BASE
     scratch = workspace.root / "scratch"
     model.save_pretrained(str(scratch))
@@ -142,7 +144,8 @@ def story(workspace: Workspace, words: int, seed: int = 0) -> list[int]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(workspace.models / BASE)
-    text = " ".join(f"On day {seed * 1000 + day} the ship sailed {day * 7} miles towards the island." for day in range(words // 10))
+    vocabulary = re.findall(r"[a-z]{3,}", str(json.__doc__))
+    text = " ".join(random.Random(seed).choices(vocabulary, k=words))
     return encode_prompt(tokenizer, [Message(role="user", content=text)])
 
 
@@ -178,9 +181,11 @@ def test_what_is_served_is_the_adapter_as_peft_computes_it(served: Served) -> No
     ids = story(served.workspace, 120)
     [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == served.adapter]
     base, adapted = local_logprobs(served.workspace, None, ids), local_logprobs(served.workspace, adapter.path, ids)
-    assert (base - adapted).abs().mean() > 0.3  # otherwise the comparison says nothing
-    assert (prompt_logprobs(served.running.url, BASE, ids) - base).abs().mean() < 0.1
-    assert (prompt_logprobs(served.running.url, served.adapter, ids) - adapted).abs().mean() < 0.1
+    served_base, served_adapted = (prompt_logprobs(served.running.url, name, ids) for name in (BASE, served.adapter))
+    apart = (base - adapted).abs().mean()
+    assert apart > 0.5  # otherwise the comparison says nothing
+    assert (served_base - base).abs().mean() < apart / 5
+    assert (served_adapted - adapted).abs().mean() < apart / 5
 
 
 def test_base_and_adapter_do_not_leak_into_each_other_in_one_batch(served: Served) -> None:
@@ -193,9 +198,10 @@ def test_base_and_adapter_do_not_leak_into_each_other_in_one_batch(served: Serve
     alone = {(name, index): prompt_logprobs(served.running.url, name, ids) for name in names for index, ids in enumerate(texts)}
     with ThreadPoolExecutor(9) as pool:
         together = {key: pool.submit(prompt_logprobs, served.running.url, key[0], texts[key[1]]) for key in alone}
+    apart = min((alone[a, 0] - alone[b, 0]).abs().mean() for a, b in ((BASE, served.adapter), (BASE, second), (served.adapter, second)))
+    assert apart > 0.5
     for key, scores in alone.items():
-        assert (together[key].result() - scores).abs().mean() < 0.1, key
-    assert (alone[BASE, 0] - alone[second, 0]).abs().mean() > 0.3
+        assert (together[key].result() - scores).abs().mean() < apart / 5, key
 
 
 def test_a_second_identical_prompt_is_read_from_the_cache(served: Served) -> None:
@@ -261,7 +267,8 @@ def test_ctrl_c_ends_a_start_cleanly(served: Served, tmp_path: Path) -> None:
     [guardian] = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 0 and said.endswith("stopped\n")
+    assert process.returncode == 0
+    assert said.endswith("stopped\n")
     assert session_of(guardian) == {}
     assert not other.engine_file.exists()
 
@@ -270,7 +277,6 @@ def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -
     """Last: it ends the session's engine."""
     before = session_of(served.running.pid)
     assert len(before) >= 3, before  # guardian, API server, engine core
-    shared_memory = set(os.listdir("/dev/shm"))
     served.process.send_signal(signal.SIGKILL)
     served.process.wait()
     began = time.monotonic()
@@ -281,4 +287,5 @@ def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -
     assert find_engine(served.workspace) is None  # the announcement is stale, and known to be
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", plan_engine(served.workspace).port))
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    left = [path.name for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name or f"-{pid}-" in path.name for pid in before)]
+    assert not left

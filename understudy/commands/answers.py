@@ -82,11 +82,12 @@ def answer_json(trace: Trace) -> dict[str, object]:
 def answer_lines(trace: Trace) -> list[str]:
     """An answer for a person: text, quotes with their pages, score."""
     lines = [printable(trace.answer or "(the model wrote nothing)")]
-    for citation in trace.citations:
-        lines.append(printable(f'  "{citation.quote}"  {citation.document}, p. {citation.page}'))
+    lines += [printable(f'  "{citation.quote}"  {citation.document}, p. {citation.page}') for citation in trace.citations]
     unverified = [] if trace.abstained else trace.quotes[len(trace.citations) :]
     score = trace.score or 0.0
-    caution = "; no quote could be verified, take it with care" if not trace.abstained and not trace.citations else "; low, take it with care" * (score < LOW_SCORE)
+    caution = (
+        "; no quote could be verified, take it with care" if not trace.abstained and not trace.citations else "; low, take it with care" * (score < LOW_SCORE)
+    )
     lines.append(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}")
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)
 

@@ -86,7 +86,7 @@ def evaluate(args: Namespace) -> Outcome:
     _refuse_trained_on(workspace, questions, names)
     retriever = open_retriever(workspace)
     settings = workspace.config.evaluate
-    identity = {
+    identity: dict[str, object] = {
         "questions": digest_of_file(path),
         "models": names,
         "calibrations": [_calibration_digest(workspace, name) for name in names],
@@ -122,7 +122,7 @@ def evaluate(args: Namespace) -> Outcome:
         seed=settings.seed,
         relative=workspace.relative,
     )
-    return Outcome(result, table_lines(result) + [result["verdict"], f"report: {folder / 'report.html'}"])
+    return Outcome(result, [*table_lines(result), result["verdict"], f"report: {folder / 'report.html'}"])
 
 
 def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:

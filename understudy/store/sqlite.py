@@ -61,9 +61,7 @@ class SqliteStore:
                 "INSERT INTO documents VALUES(?,?,?,?,?)",
                 (document.id, document.tenant, document.source_key, document.source, document.model_dump_json()),
             )
-            connection.executemany(
-                "INSERT INTO chunks VALUES(?,?,?,?,?)", [(c.id, c.document_id, c.tenant, c.ordinal, c.model_dump_json()) for c in chunks]
-            )
+            connection.executemany("INSERT INTO chunks VALUES(?,?,?,?,?)", [(c.id, c.document_id, c.tenant, c.ordinal, c.model_dump_json()) for c in chunks])
             return True
 
     def documents(self, tenant: str) -> list[Document]:
@@ -164,5 +162,3 @@ class SqliteStore:
                 return list(self._connection.execute(sql, bindings))
             except apsw.Error as error:
                 raise StorageError(f"the store could not be read: {error}", "run `understudy doctor`") from error
-
-

@@ -175,11 +175,7 @@ def test_abstaining(ask, reply, abstain, corpus) -> None:
 
 def test_abstention_accuracy_is_the_mean_of_the_two_kinds(ask, reply, abstain, corpus) -> None:
     unanswerable = ask(answers=None, quotes=[])
-    rows = (
-        [score_trace(reply(), ask(), corpus)] * 9
-        + [score_trace(abstain(), ask(), corpus)]
-        + [score_trace(reply(), unanswerable, corpus)] * 2
-    )
+    rows = [score_trace(reply(), ask(), corpus)] * 9 + [score_trace(abstain(), ask(), corpus)] + [score_trace(reply(), unanswerable, corpus)] * 2
     assert aggregate(rows)["abstention_accuracy"] == pytest.approx((0.9 + 0.0) / 2)
     assert aggregate(rows)["false_abstention_rate"] == pytest.approx(0.1)
     assert aggregate(rows[:10])["abstention_accuracy"] is None

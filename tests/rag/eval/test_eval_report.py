@@ -164,9 +164,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path, questions, traces, cor
     html = (tmp_path / "report.html").read_text()
     assert "http://" not in html and "https://" not in html and "@import" not in html
     assert not re.findall(r'\b(?:src|href)="(?!#)', html) and not re.findall(r"url\((?!#)", html)
-    policy = next(
-        attributes["content"] for _, attributes in Page(html).elements if attributes.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(attributes["content"] for _, attributes in Page(html).elements if attributes.get("http-equiv") == "Content-Security-Policy")
     script = re.search(r"(?s)<script>(.*)</script>", html)
     assert script and policy and policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
     assert f"'sha256-{base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()}'" in policy
@@ -185,9 +183,7 @@ def test_the_page_has_what_readers_with_a_keyboard_or_a_screen_reader_need(tmp_p
 
 
 def test_worst_regressions_come_first(questions, traces, corpus) -> None:
-    rows = {
-        name: [score_trace(trace, question, corpus) for trace, question in zip(traces[name], questions, strict=True)] for name in traces
-    }
+    rows = {name: [score_trace(trace, question, corpus) for trace, question in zip(traces[name], questions, strict=True)] for name in traces}
     cases = build_cases(questions, traces, rows, corpus)
     assert cases[0].question.id == "q01" and cases[0].change == -1.0 and cases[0].outcome == "worse"
     assert [case.change for case in cases] == sorted(case.change for case in cases)
@@ -195,9 +191,7 @@ def test_worst_regressions_come_first(questions, traces, corpus) -> None:
     assert {case.kind for case in cases} == {"answerable", "unanswerable"}
     failed = next(case for case in cases if case.question.id == "q04").answers[0]
     assert failed.failure == "timed out"
-    assert [quote.state for quote in cases[0].answers[0].quotes] == ["right"] and [quote.state for quote in cases[0].answers[1].quotes] == [
-        "not found"
-    ]
+    assert [quote.state for quote in cases[0].answers[0].quotes] == ["right"] and [quote.state for quote in cases[0].answers[1].quotes] == ["not found"]
 
 
 def test_marks_cut_the_text_without_changing_it(corpus) -> None:

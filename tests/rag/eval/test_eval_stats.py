@@ -15,9 +15,7 @@ def test_unclustered_interval_agrees_with_scipy() -> None:
     generator = np.random.default_rng(1)
     a, b = generator.normal(0.3, 0.2, 80), generator.normal(0.4, 0.3, 80)
     ours = paired_bootstrap(a, b, resamples=10_000, seed=2)
-    theirs = scipy_stats.bootstrap(
-        (b - a,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(3)
-    ).confidence_interval
+    theirs = scipy_stats.bootstrap((b - a,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(3)).confidence_interval
     assert ours.value == pytest.approx(float(np.mean(b - a)))
     width = theirs.high - theirs.low
     assert ours.low == pytest.approx(theirs.low, abs=0.04 * width)
