@@ -26,6 +26,7 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    key: str  # digest of what it was fitted on: questions, corpus, prompts, retrieval
     model: str
     means: list[float]
     scales: list[float]
@@ -68,7 +69,7 @@ def plain_score(signals: dict[str, float]) -> float:
     return signals["verdict"] * (1.0 if signals["abstained"] else 0.5 + 0.5 * signals["verbatim"])
 
 
-def fit_calibration(model: str, rows: list[dict[str, float]], right: list[bool], auroc: float | None) -> Calibration | None:
+def fit_calibration(key: str, model: str, rows: list[dict[str, float]], right: list[bool], auroc: float | None) -> Calibration | None:
     """Ridge logistic regression by Newton's method; None where all answers are right, or all wrong."""
     if len(set(right)) < 2:
         return None
@@ -85,7 +86,7 @@ def fit_calibration(model: str, rows: list[dict[str, float]], right: list[bool],
         if np.abs(step).max() < 1e-8:
             break
     return Calibration(
-        model=model, means=means.tolist(), scales=scales.tolist(), weights=beta[:-1].tolist(), bias=float(beta[-1]), questions=len(rows), auroc=auroc
+        key=key, model=model, means=means.tolist(), scales=scales.tolist(), weights=beta[:-1].tolist(), bias=float(beta[-1]), questions=len(rows), auroc=auroc
     )
 
 

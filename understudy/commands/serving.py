@@ -48,21 +48,27 @@ def prove(args: Namespace) -> Outcome:
 def calibrate(args: Namespace) -> Outcome:
     """Fit the validation score of an adapter."""
     from rag.calibrate import calibrate as fit
+    from rag.calibrate import calibration_json, calibration_key
     from rag.eval.questions import read_questions
     from rag.retrieve import open_retriever
+    from rag.validation import read_calibration
     from serve.command import engine_for
 
     workspace = workspace_of(args)
     manifest, folder = find_adapter(workspace, args.adapter)
-    questions = read_questions(require_file(Path(args.questions)))
+    path = require_file(Path(args.questions))
+    questions = read_questions(path)
     retriever = open_retriever(workspace)
+    key, kept = calibration_key(digest_of_file(path), retriever), read_calibration(folder)
+    if kept and kept.key == key:
+        return Outcome(calibration_json(kept.model, kept.questions, kept), [f"{manifest.served_name} was calibrated on these questions already"])
     with engine_for(workspace, report) as engine:
         tools = tools_for(workspace, resolve(workspace, manifest.served_name, engine), retriever)
-        result = asyncio.run(fit(questions, tools, folder, workspace.config.evaluate.concurrency, show_progress))
-    if result["calibration"] is None:
+        result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress))
+    if not result["weights"]:
         return Outcome(result, ["every answer was right, or every one wrong: the plain score stays"])
-    kept = ", ".join(f"{name} {weight:+.2f}" for name, weight in result["weights"].items())
-    return Outcome(result, [f"score of {manifest.served_name} fitted on {result['questions']} questions, cross-validated AUROC {result['auroc']:.2f} ({kept})"])
+    weights = ", ".join(f"{name} {weight:+.2f}" for name, weight in result["weights"].items())
+    return Outcome(result, [f"score of {manifest.served_name} fitted on {result['questions']} questions, cross-validated AUROC {_number(result['auroc'])} ({weights})"])
 
 
 def evaluate(args: Namespace) -> Outcome:

@@ -1,0 +1,49 @@
+"""Settings: layers, faults all at once, nearest names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train.recipe import FOLDER, load_recipe
+from understudy.config import load_config
+from understudy.errors import UsageError
+
+
+def test_later_layers_win_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "understudy.yaml").write_text("retrieval:\n  k: 5\n  candidates: 30\n")
+    monkeypatch.setenv("UNDERSTUDY_RETRIEVAL__CANDIDATES", "40")
+    config, origins = load_config(tmp_path, ["retrieval.rrf_k=10"])
+    assert (config.retrieval.k, config.retrieval.candidates, config.retrieval.rrf_k) == (5, 40, 10)
+    assert origins == {"retrieval.k": "understudy.yaml", "retrieval.candidates": "environment", "retrieval.rrf_k": "command line"}
+
+
+def test_every_fault_is_told_at_once_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "understudy.yaml").write_text("retrieval:\n  kandidates: 3\n  k: 0\n")
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path)
+    assert "did you mean retrieval.candidates?" in caught.value.message
+    assert "retrieval.k" in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["a: [", "- just\n- a list\n"])
+def test_a_broken_file_is_a_usage_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "understudy.yaml").write_text(text)
+    with pytest.raises(UsageError):
+        load_config(tmp_path)
+
+
+def test_every_shipped_recipe_loads() -> None:
+    names = [path.stem for path in FOLDER.glob("*.yaml")]
+    assert len(names) >= 3
+    for name in names:
+        assert load_recipe(name, []).rank >= 1
+
+
+def test_recipe_faults_come_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("default", ["rnk=4", "epochs=0", "name=base"])
+    assert "did you mean rank?" in caught.value.message
+    assert "epochs" in caught.value.message
+    assert "reserved" in caught.value.message
