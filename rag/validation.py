@@ -57,10 +57,10 @@ def signals_of(answer: Answer, verbatim: float, written: Completion | None, verd
 
 def read_verdict(completion: Completion) -> float | None:
     """The validator's probability of "right": from the first token's log-probabilities, else from its text."""
-    odds = {token.strip(): logprob for token, logprob in completion.first_alternatives.items()}
-    if "1" in odds or "0" in odds:
-        floor = min(odds.values())
-        return float(1 / (1 + math.exp(odds.get("0", floor) - odds.get("1", floor))))
+    likely = {token.strip(): math.exp(logprob) for token, logprob in completion.first_alternatives.items()}
+    right, wrong = likely.get("1", 0.0), likely.get("0", 0.0)
+    if right + wrong > 0:
+        return right / (right + wrong)
     return parse_score(completion.text)
 
 

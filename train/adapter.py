@@ -57,7 +57,7 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
     recipe, workspace = source.recipe, source.workspace
     staging = workspace.runs / source.key / "adapter"
     with whole_folder(staging) as scratch:
-        model.peft_config["default"].base_model_name_or_path = source.base_id  # type: ignore[union-attr]
+        model.peft_config["default"].base_model_name_or_path = source.base_id
         model.save_pretrained(scratch)
         (scratch / "README.md").unlink(missing_ok=True)
         config = read_json(scratch / CONFIG)

@@ -43,8 +43,8 @@ class Mix:
     """How many rows of each kind."""
 
     k: int  # passages of a prompt
-    no_support: float = 0.15  # abstention rows per answerable question, besides the unanswerable questions
-    abstention_repeats: int = 1  # passage sets each unanswerable question is shown with
+    no_support: float = 0.3  # abstention rows per answerable question, besides the unanswerable questions
+    abstention_repeats: int = 2  # passage sets each unanswerable question is shown with
     bad_validations: float = 0.5  # wrong proposals per right one
 
 

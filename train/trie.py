@@ -103,7 +103,8 @@ def target_logprobs(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
     ).last_hidden_state[0]
     logits = model.get_output_embeddings()(hidden[batch.sources.to(hidden.device)]).float()
     targets = batch.targets.to(logits.device)
-    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+    chosen: torch.Tensor = logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+    return chosen
 
 
 def weighted_loss(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:

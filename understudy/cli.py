@@ -106,8 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
             groups[first] = top.add_parser(first, help=names).add_subparsers(metavar="ACTION", required=True)
         place = groups[first] if second else top
         child = place.add_parser(second or first, help=command.help, description=command.help, parents=[shared])
-        for names, options in command.arguments:
-            child.add_argument(*names, **options)  # type: ignore[arg-type]
+        for flags, options in command.arguments:
+            child.add_argument(*flags, **options)  # type: ignore[arg-type]
         child.set_defaults(run=command.run)
     return parser
 

@@ -80,8 +80,9 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_running_headers_go_and_paragraphs_stay() -> None:
-    pages = [["Handbook", f"Body of page {n} stands here.", f"page {n} of 4"] for n in range(1, 5)]
-    assert without_running_lines(pages) == [[f"Body of page {n} stands here."] for n in range(1, 5)]
+    bodies = ["Rivers rise.", "Bridges are built.", "Tolls are due.", "Boats return."]
+    pages = [["Handbook", body, f"page {n} of 4"] for n, body in enumerate(bodies, 1)]
+    assert without_running_lines(pages) == [[body] for body in bodies]
     lines = ["The first sentence of a long paragraph runs on", "and ends here.", "Next paragraph begins and is quite long too, it", "goes on."]
     assert unwrap(lines) == "The first sentence of a long paragraph runs on and ends here.\n\nNext paragraph begins and is quite long too, it goes on."
 
@@ -97,11 +98,9 @@ def test_pages_start_where_they_are_said_to(pages: list[str]) -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text("abc é.\n", min_size=1, max_size=600).filter(str.strip))
-def test_chunks_are_slices_that_cover_the_text(model_workspace: Workspace, text: str) -> None:
-    document = Document(
-        id="d", source_key="k", source="s", title="t", media_type="text/plain", pages=1, text=text, page_starts=[0], ingested_at=0.0
-    )
-    chunks = Chunker(model_workspace.models / "all-minilm-l6-v2" / "tokenizer.json", 32, 8).chunks(document)
+def test_chunks_are_slices_that_cover_the_text(corpus_workspace: Workspace, text: str) -> None:
+    document = Document(id="d", source_key="k", source="s", title="t", media_type="text/plain", pages=1, text=text, page_starts=[0], ingested_at=0.0)
+    chunks = Chunker(corpus_workspace.models / "all-minilm-l6-v2" / "tokenizer.json", 32, 8).chunks(document)
     covered: set[int] = set()
     for chunk in chunks:
         assert text[chunk.start : chunk.end] == chunk.text
@@ -109,51 +108,51 @@ def test_chunks_are_slices_that_cover_the_text(model_workspace: Workspace, text:
     assert all(i in covered for i, character in enumerate(text) if not character.isspace())
 
 
-def test_a_second_ingest_adds_nothing_and_an_update_replaces(model_workspace: Workspace, tmp_path: Path) -> None:
+def test_a_second_ingest_adds_nothing_and_an_update_replaces(corpus_workspace: Workspace, tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("The quartz committee meets on the ninth of March in the yellow room.")
-    first = run(model_workspace, PDF, note)
-    again = run(model_workspace, PDF, note)
+    first = run(corpus_workspace, PDF, note)
+    again = run(corpus_workspace, PDF, note)
     assert first["documents"]["added"] == 2
     assert again["documents"] == {"added": 0, "updated": 0, "unchanged": 2, "quarantined": []}
     assert (again["chunks"]["added"], again["generation"]) == (0, first["generation"])
-    assert "quartz" in open_retriever(model_workspace).search(["When does the quartz committee meet?"], 1)[0].chunk.text
+    assert "quartz" in open_retriever(corpus_workspace).search(["When does the quartz committee meet?"], 1)[0].chunk.text
     note.write_text("The quartz committee was dissolved.")
-    changed = run(model_workspace, note)
+    changed = run(corpus_workspace, note)
     assert changed["documents"]["updated"] == 1
     assert changed["generation"] != first["generation"]
-    texts = [p.chunk.text for p in open_retriever(model_workspace).search(["quartz committee yellow room"], 5)]
+    texts = [p.chunk.text for p in open_retriever(corpus_workspace).search(["quartz committee yellow room"], 5)]
     assert not any("yellow room" in text for text in texts)
-    for document in model_workspace.store.documents("default"):
-        remove_documents(model_workspace, [document.id])
+    for document in corpus_workspace.store.documents("default"):
+        remove_documents(corpus_workspace, [document.id])
     with pytest.raises(NotFoundError, match="empty"):
-        open_retriever(model_workspace)
+        open_retriever(corpus_workspace)
 
 
-def test_some_bad_files_are_quarantined_and_all_bad_is_an_error(model_workspace: Workspace, tmp_path: Path) -> None:
+def test_some_bad_files_are_quarantined_and_all_bad_is_an_error(corpus_workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 broken")
     (tmp_path / "good.txt").write_text("Some good words to keep.")
-    result = run(model_workspace, tmp_path)
+    result = run(corpus_workspace, tmp_path)
     assert [q["source"].endswith("bad.pdf") for q in result["documents"]["quarantined"]] == [True]
     with pytest.raises(DocumentError):
-        run(model_workspace, tmp_path / "bad.pdf")
+        run(corpus_workspace, tmp_path / "bad.pdf")
     with pytest.raises(NotFoundError):
-        run(model_workspace, tmp_path / "nothing-here.pdf")
+        run(corpus_workspace, tmp_path / "nothing-here.pdf")
 
 
-def test_a_damaged_index_is_found_at_opening_and_rebuilt(model_workspace: Workspace, tmp_path: Path) -> None:
+def test_a_damaged_index_is_found_at_opening_and_rebuilt(corpus_workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A note on copper kettles and their care.")
-    run(model_workspace, tmp_path / "a.txt")
-    generation = live_generation(model_workspace.index, "default")
-    target = model_workspace.index / generation / "dense.faiss"
+    run(corpus_workspace, tmp_path / "a.txt")
+    generation = live_generation(corpus_workspace.index, "default")
+    target = corpus_workspace.index / generation / "dense.faiss"
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 1
     target.write_bytes(bytes(content))
     with pytest.raises(StorageError, match="damaged"):
-        open_index(model_workspace.index, generation)
-    run(model_workspace, tmp_path / "a.txt")
-    assert open_retriever(model_workspace).search(["copper kettles"], 1)
-    shutil.rmtree(model_workspace.index)
+        open_index(corpus_workspace.index, generation)
+    run(corpus_workspace, tmp_path / "a.txt")
+    assert open_retriever(corpus_workspace).search(["copper kettles"], 1)
+    shutil.rmtree(corpus_workspace.index)
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True), max_size=4))

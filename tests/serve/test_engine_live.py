@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -12,9 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,92 +23,23 @@ import torch
 from serve.command import engine_for, log_path, run_serve
 from serve.engine import ServedAdapter, load_adapter, plan_engine, served_models, start_engine
 from serve.supervise import free_port
+from tests.conftest import BASE, SERVE, SERVED_BASE, Served, register_random_adapter
 from understudy.chat import encode_prompt
-from understudy.engines import RunningEngine, find_engine
+from understudy.engines import find_engine
 from understudy.errors import AdapterError, EngineError
-from understudy.files import write_json
-from understudy.models import add_model, weights_digest
-from understudy.records import AdapterManifest, Message
+from understudy.models import weights_digest
+from understudy.records import Message
 from understudy.workspace import Workspace, create_workspace
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-BASE = "smollm2-135m-instruct"
 PROMPT = [Message(role="user", content="What is the capital of France?")]
-SERVE = "import sys; from serve.command import run_serve; from understudy.workspace import open_workspace; run_serve(open_workspace(sys.argv[1]))"
 
 
-@dataclass
-class Served:
-    """The session's engine and what it serves."""
-
-    workspace: Workspace
-    process: subprocess.Popen[bytes]
-    running: RunningEngine
-    adapter: str  # registered before the start
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with the packaged model; UNDERSTUDY_TEST_MODELS names a folder that has it already."""
-    port = free_port("127.0.0.1")
-    workspace = create_workspace(str(tmp_path_factory.mktemp("served")), f"serve: {{port: {port}, kv_cache_gib: 0.5, max_loras: 2}}\n")
-    ready = Path(os.environ.get("UNDERSTUDY_TEST_MODELS", "/nowhere")) / BASE
-    if ready.is_dir():
-        workspace.models.mkdir()
-        (workspace.models / BASE).symlink_to(ready)
-    else:
-        add_model(workspace, BASE, print)
-    return workspace
-
-
-@pytest.fixture(scope="module")
-def served(workspace: Workspace) -> Iterator[Served]:
-    adapter = register_random_adapter(workspace, "first", rank=8, seed=1)
-    process = subprocess.Popen([sys.executable, "-c", SERVE, str(workspace.root)], stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 300
-        while (running := find_engine(workspace)) is None:
-            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-            assert time.monotonic() < deadline, log_path(workspace).read_text()[-2000:]
-            time.sleep(0.5)
-        yield Served(workspace, process, running, adapter)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def register_random_adapter(workspace: Workspace, name: str, rank: int, seed: int) -> str:
-    """An adapter on every linear layer that changes answers; returns its served name."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from understudy.digests import digest_of_files
-
-    torch.manual_seed(seed)
-    folder = workspace.models / BASE
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    for parameter_name, parameter in model.named_parameters():
-        if "lora_B" in parameter_name:
-            parameter.data.normal_(0, 0.1)
-    model.peft_config["default"].base_model_name_or_path = BASE
-    scratch = workspace.root / "scratch"
-    model.save_pretrained(str(scratch))
-    digest = digest_of_files(sorted(scratch.glob("*.safetensors")))
-    served_on = weights_digest(folder)
-    manifest = AdapterManifest(
-        name=name, digest=digest, base=BASE, base_digest=served_on, served_base_digest=served_on, quantisation="none", tokenizer_digest="",
-        chat_template_digest="", prompt_version="", dataset_digest="", recipe={}, seed=seed, rank=rank, alpha=2 * rank, targets=[], packages={},
-        metrics={}, tenants=[], group_ids=[], question_digests=[], created_at=float(seed),
-    )  # fmt: skip
-    target = workspace.adapters / name / digest
-    target.parent.mkdir(parents=True)
-    scratch.rename(target)
-    write_json(target / "manifest.json", manifest.model_dump())
-    return manifest.served_name
+@pytest.fixture
+def served(engine_session: Served) -> Served:
+    """The session's engine."""
+    return engine_session
 
 
 def post(url: str, route: str, **body: object) -> Any:
@@ -131,7 +60,7 @@ def local_logprobs(workspace: Workspace, adapter: Path | None, ids: list[int]) -
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(workspace.models / BASE, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(workspace.models / SERVED_BASE, dtype=torch.bfloat16)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
@@ -143,7 +72,7 @@ def story(workspace: Workspace, words: int, seed: int = 0) -> list[int]:
     """Token ids of a text that no other test uses."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(workspace.models / BASE)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.models / SERVED_BASE)
     vocabulary = re.findall(r"[a-z]{3,}", str(json.__doc__))
     text = " ".join(random.Random(seed).choices(vocabulary, k=words))
     return encode_prompt(tokenizer, [Message(role="user", content=text)])
@@ -164,8 +93,8 @@ def session_of(pid: int) -> dict[int, str]:
 
 def test_the_engine_is_announced_with_all_it_serves(served: Served) -> None:
     announced = json.loads(served.workspace.engine_file.read_text())
-    assert announced["models"] == [BASE, served.adapter] == served.running.models
-    assert announced["base_digest"] == weights_digest(served.workspace.models / BASE)
+    assert announced["models"][:2] == [BASE, served.adapter] == served.running.models[:2]
+    assert announced["base_digest"] == weights_digest(served.workspace.models / SERVED_BASE)
     assert announced["url"] == plan_engine(served.workspace).url
     assert "GroupedPunicaWrapper" in log_path(served.workspace).read_text()
 
@@ -273,6 +202,7 @@ def test_ctrl_c_ends_a_start_cleanly(served: Served, tmp_path: Path) -> None:
     assert not other.engine_file.exists()
 
 
+@pytest.mark.ends_engine
 def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -> None:
     """Last: it ends the session's engine."""
     before = session_of(served.running.pid)

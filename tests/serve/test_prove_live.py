@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Served
 from safetensors.torch import load_file, save_file
 
 from serve.command import engine_for
 from serve.engine import ServedAdapter, load_adapter, served_models
 from serve.prove import PROOF, prove
+from tests.conftest import Served
 from understudy.adapters import WEIGHTS, adapter_digest, find_adapter
 from understudy.cli import main
 from understudy.engines import RunningEngine

@@ -18,7 +18,7 @@ from understudy.store.sqlite import MIGRATIONS
 Maker = Callable[..., tuple[Document, list[Chunk]]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     opened = open_store("sqlite:///store.db", tmp_path)
     yield opened

@@ -28,8 +28,10 @@ def ingest(args: Namespace) -> Outcome:
 def documents_ls(args: Namespace) -> Outcome:
     """List the documents."""
     workspace = workspace_of(args)
-    rows = [{"id": d.id, "source": d.source, "title": d.title, "pages": d.pages} for d in workspace.store.documents(workspace.config.tenant)]
-    return Outcome({"documents": rows}, [printable(f"{r['id'][:12]}  {r['pages']:>4} p.  {r['source']}  {r['title']}") for r in rows] or ["no documents yet"])
+    documents = workspace.store.documents(workspace.config.tenant)
+    rows = [{"id": d.id, "source": d.source, "title": d.title, "pages": d.pages} for d in documents]
+    lines = [printable(f"{d.id[:12]}  {d.pages:>4} p.  {d.source}  {d.title}") for d in documents]
+    return Outcome({"documents": rows}, lines or ["no documents yet"])
 
 
 def documents_show(args: Namespace) -> Outcome:

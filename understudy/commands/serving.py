@@ -68,7 +68,9 @@ def calibrate(args: Namespace) -> Outcome:
     if not result["weights"]:
         return Outcome(result, ["every answer was right, or every one wrong: the plain score stays"])
     weights = ", ".join(f"{name} {weight:+.2f}" for name, weight in result["weights"].items())
-    return Outcome(result, [f"score of {manifest.served_name} fitted on {result['questions']} questions, cross-validated AUROC {_number(result['auroc'])} ({weights})"])
+    return Outcome(
+        result, [f"score of {manifest.served_name} fitted on {result['questions']} questions, cross-validated AUROC {_number(result['auroc'])} ({weights})"]
+    )
 
 
 def evaluate(args: Namespace) -> Outcome:

@@ -82,10 +82,8 @@ def _package_checks() -> list[dict[str, str]]:
             checks.append(_check(name, "fail", "not installed", "run scripts/setup"))
     has_vllm = importlib.util.find_spec("vllm") is not None
     checks.append(_check("vllm", "ok" if has_vllm else "fail", "installed" if has_vllm else "not installed", "" if has_vllm else "run scripts/setup"))
-    for name in ("torchvision", "torchaudio", "torchcodec"):
-        if importlib.util.find_spec(name) is not None and shutil.which("nvidia-smi") is None:
-            checks.append(_check(name, "warn", "installed beside a CPU torch, it can break transformers", f"pip uninstall {name}"))
-    return checks
+    stray = [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name) and shutil.which("nvidia-smi") is None]
+    return [*checks, *(_check(name, "warn", "beside a CPU torch it can break transformers", f"pip uninstall {name}") for name in stray)]
 
 
 def _model_checks(workspace: Workspace) -> list[dict[str, str]]:

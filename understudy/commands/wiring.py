@@ -39,7 +39,7 @@ def resolve(workspace: Workspace, name: str, engine: RunningEngine | None) -> Mo
     return engine_model(engine, resolve_name(workspace, name))
 
 
-def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step: Callable[[Step], None] = lambda step: None) -> Tools:
+def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step: Callable[[Step], None] = lambda _: None) -> Tools:
     """What the agent needs to run a model; an adapter brings its calibration."""
     from rag.agent import Tools
     from rag.validation import read_calibration

@@ -46,7 +46,8 @@ class SqliteStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = apsw.Connection(str(path))
             self._connection.set_busy_timeout(BUSY_MILLISECONDS)
-            self._connection.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
+                self._connection.pragma(pragma, value)
             self._migrate()
         except (apsw.Error, OSError) as error:
             raise StorageError(f"cannot open the store {path}: {error}", "check the path, its permissions and free space") from error
