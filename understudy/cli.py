@@ -154,9 +154,10 @@ def _quieten() -> None:
     }.items():
         os.environ.setdefault(name, value)
     import logging
+    import warnings
 
-    logging.basicConfig(level=logging.ERROR, force=True)
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 def _show(outcome: object, as_json: bool) -> int:
