@@ -27,6 +27,7 @@ DEFAULT_RANK = 16  # where no adapter says otherwise, so that one can still be l
 MAX_LOGPROBS = 20
 CPU_SEQS, CPU_BATCHED_TOKENS = 16, 1024  # measured on two cores with 135M parameters
 CPU_BLOCK = 32  # tokens of a KV block; vLLM's 128 on a CPU would read up to 127 tokens of a shared prefix again
+NOT_INHERITED = ("VLLM_CPU_KVCACHE_SPACE", "OMP_WAIT_POLICY")  # the first would win over --kv-cache-memory-bytes; the second is for our own threads
 FEW_CORES = 8  # below this, no core is set apart for vLLM's scheduler, and no process for its worker
 
 
@@ -151,7 +152,7 @@ def start_engine(spec: EngineSpec, log_file: Path, on_progress: Callable[[str], 
 
     The engine ends with this process, however this process ends. Raises EngineError, with nothing left running.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}  # would win over --kv-cache-memory-bytes
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     engine = spawn(build_command(spec), {**inherited, **build_environment(spec)}, spec.host, spec.port, log_file)
     try:
         wait_until_healthy(engine, spec.url, spec.settings.start_seconds, on_progress)

@@ -58,7 +58,7 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
     staging = workspace.runs / source.key / "adapter"
     with whole_folder(staging) as scratch:
         model.peft_config["default"].base_model_name_or_path = source.base_id
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, save_embedding_layers=False)  # "auto" would ask a hub about the base
         (scratch / "README.md").unlink(missing_ok=True)
         config = read_json(scratch / CONFIG)
         write_json(scratch / CONFIG, config | {"base_model_name_or_path": source.base_id, "target_modules": sorted(config["target_modules"])})

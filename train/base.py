@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def _write_dequantised(base: Path, target: Path) -> None:
     """The base with every 4-bit layer replaced by the bf16 weights its forward pass computes with."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     quantised = load_base(base, "nf4")
     weights = {
@@ -102,4 +103,6 @@ def _write_dequantised(base: Path, target: Path) -> None:
     if missing:
         raise TrainingError(f"the quantised base has layers the base lacks: {missing[:3]}", "report this base model")
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(str(base), local_files_only=True).save_pretrained(target)
+    for file in base.iterdir():  # tokenizer and template, byte for byte
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and file.name != CARD and not (target / file.name).exists():
+            shutil.copy2(file, target / file.name)

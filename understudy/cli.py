@@ -151,6 +151,7 @@ def _quieten() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "TQDM_DISABLE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost several times the work when something else runs on the cores
     }.items():
         os.environ.setdefault(name, value)
     import logging

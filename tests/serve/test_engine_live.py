@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 
 from serve.command import engine_for, log_path, run_serve
 from serve.engine import ServedAdapter, load_adapter, plan_engine, served_models, start_engine
-from serve.supervise import free_port
+from serve.supervise import free_port, require_free_port
 from tests.conftest import BASE, SERVE, SERVED_BASE, Served, register_random_adapter
 from understudy.chat import encode_prompt
 from understudy.engines import find_engine
@@ -215,7 +214,6 @@ def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -
     assert session_of(served.running.pid) == {}
     assert time.monotonic() - began < 2.0
     assert find_engine(served.workspace) is None  # the announcement is stale, and known to be
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", plan_engine(served.workspace).port))
+    require_free_port("127.0.0.1", plan_engine(served.workspace).port)
     left = [path.name for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name or f"-{pid}-" in path.name for pid in before)]
     assert not left
