@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from pydantic import ValidationError
 
 from serve.supervise import Engine, spawn, wait_until_healthy
+from understudy.adapters import manifests
 from understudy.config import Serve
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, EngineError, NotFoundError
 from understudy.files import read_json, write_json
 from understudy.models import CARD, model_path, weights_digest
-from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
@@ -201,7 +200,7 @@ def load_adapter(url: str, adapter: ServedAdapter) -> None:
 
 def registered_adapters(workspace: Workspace, base_digest: str) -> list[ServedAdapter]:
     """The workspace's adapters that must be served on exactly these weights, oldest first."""
-    found = [(manifest, folder) for manifest, folder in _manifests(workspace) if manifest.served_base_digest == base_digest]
+    found = [(manifest, folder) for manifest, folder in manifests(workspace) if manifest.served_base_digest == base_digest]
     return [ServedAdapter(manifest.served_name, folder, manifest.rank) for manifest, folder in found]
 
 
@@ -213,7 +212,7 @@ def served_base(workspace: Workspace) -> tuple[Path, str, str]:
     path = model_path(workspace, workspace.config.models.base)
     card = read_json(path / CARD) if (path / CARD).exists() else {}
     base = str(card.get("id", path.name))
-    ours = [manifest for manifest, _ in _manifests(workspace) if manifest.base == base]
+    ours = [manifest for manifest, _ in manifests(workspace) if manifest.base == base]
     digest = weights_digest(path)
     if not ours or ours[-1].served_base_digest == digest:
         return path, base, digest
@@ -224,19 +223,6 @@ def served_base(workspace: Workspace) -> tuple[Path, str, str]:
     raise NotFoundError(
         f"the weights that {ours[-1].served_name} must be served on ({wanted[:12]}) are not in {workspace.models}", "train again, or restore models/"
     )
-
-
-def _manifests(workspace: Workspace) -> list[tuple[AdapterManifest, Path]]:
-    """Every registered adapter and its folder, oldest first."""
-    found = []
-    for file in workspace.adapters.glob("*/*/manifest.json"):
-        if file.parent.name.startswith("."):  # being written
-            continue
-        try:
-            found.append((AdapterManifest.model_validate(read_json(file)), file.parent))
-        except ValidationError as error:
-            raise AdapterError(f"{file} is not an adapter's manifest: {error.errors()[0]['msg']}", "remove that adapter's folder, or restore it") from error
-    return sorted(found, key=lambda each: (each[0].created_at, each[0].digest))
 
 
 def _reason(answer: httpx.Response) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import AdapterError, NotFoundError
 from understudy.files import read_json
@@ -20,9 +22,16 @@ def adapter_digest(folder: Path, served_base_digest: str) -> str:
 
 
 def manifests(workspace: Workspace) -> list[tuple[AdapterManifest, Path]]:
-    """Every registered adapter with its folder, oldest first."""
-    found = [(AdapterManifest.model_validate(read_json(path)), path.parent) for path in workspace.adapters.glob("*/*/manifest.json")]
-    return sorted(found, key=lambda pair: pair[0].created_at)
+    """Every registered adapter and its folder, oldest first."""
+    found = []
+    for file in workspace.adapters.glob("*/*/manifest.json"):
+        if file.parent.name.startswith("."):  # being written
+            continue
+        try:
+            found.append((AdapterManifest.model_validate(read_json(file)), file.parent))
+        except ValidationError as error:
+            raise AdapterError(f"{file} is not an adapter's manifest: {error.errors()[0]['msg']}", "remove that adapter's folder, or restore it") from error
+    return sorted(found, key=lambda each: (each[0].created_at, each[0].digest))
 
 
 def find_adapter(workspace: Workspace, name: str) -> tuple[AdapterManifest, Path]:
