@@ -15,6 +15,7 @@ import apsw
 import numpy as np
 
 from understudy.errors import StorageError
+from understudy.files import locked
 from understudy.records import Chunk, Document, Trace
 
 BUSY_MILLISECONDS = 30_000
@@ -43,12 +44,12 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = apsw.Connection(str(path))
-            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
-            for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
-                self._connection.pragma(pragma, value)
-            self._migrate()
+            with locked(path.with_name(f".{path.name}.lock")):  # changing to WAL does not wait for others, it fails
+                self._connection = apsw.Connection(str(path))
+                self._connection.set_busy_timeout(BUSY_MILLISECONDS)
+                for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
+                    self._connection.pragma(pragma, value)
+                self._migrate()
         except (apsw.Error, OSError) as error:
             raise StorageError(f"cannot open the store {path}: {error}", "check the path, its permissions and free space") from error
 
