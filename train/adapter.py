@@ -43,7 +43,7 @@ class AdapterSource:
     key: str
 
 
-def find_adapter(workspace: Workspace, name: str, key: str) -> dict[str, Any] | None:
+def find_finished_run(workspace: Workspace, name: str, key: str) -> dict[str, Any] | None:
     """The result of a finished run with this key, or None."""
     for path in (workspace.adapters / name).glob(f"*/{RESULT}"):
         result = read_json(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.adapter import AdapterSource, find_adapter, write_adapter
+from train.adapter import AdapterSource, find_finished_run, write_adapter
 from train.base import attach_adapter, keep_freed_memory, load_base, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     base_id = recipe.base or workspace.config.models.base
     base = model_path(workspace, base_id)
     key = digest_of([dataset.name, weights_digest(base), recipe.model_dump()])
-    if found := find_adapter(workspace, recipe.name, key):
+    if found := find_finished_run(workspace, recipe.name, key):
         report("this recipe was already trained on this dataset and base: its adapter is reused")
         return found
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
