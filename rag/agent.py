@@ -123,20 +123,22 @@ async def answer(state: State) -> State:
 
 
 async def validate(state: State) -> State:
-    """Check the quotes against the passages, ask for a verdict, and score the answer."""
+    """Check the quotes against the passages, ask for a verdict, score the answer; abstain where the calibration says so."""
     run, tools = state["run"], state["run"].tools
-    assert run.answer is not None
+    assert run.answer is not None and run.written is not None
     proposal = prompts.ABSTENTION if run.answer.abstained else prompts.proposal_text(run.answer.quotes, run.answer.text)
     messages = prompts.validate_messages(run.question, [p.chunk.text for p in run.passages], proposal, tools.worked_example)
     judged, step = await _call(run, "validate", messages, 4)
     found = [locate(quote, [p.chunk for p in run.passages], tools.retriever.page_starts) for quote in run.answer.quotes]
     citations = [citation for citation in found if citation]
     verbatim = len(citations) / len(found) if found else 0.0
-    signals = signals_of(run.answer, verbatim, run.written, read_verdict(judged))
-    score = tools.calibration.score(signals) if tools.calibration else plain_score(signals)
+    signals = signals_of(run.question, run.passages, run.answer, verbatim, run.written, read_verdict(judged))
+    if tools.calibration and tools.calibration.abstains(signals):
+        run.answer, citations = Answer(prompts.ABSTENTION, [], True, True), []
+    score = tools.calibration.score(signals, run.answer.abstained) if tools.calibration else plain_score(signals, run.answer.abstained)
     run.attempts.append(Attempt(run.answer, citations, score, signals))
     run.answer_again = not run.answer.abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again
-    _add(run, step, {"score": score, **signals})
+    _add(run, step, {"score": score, "abstained": run.answer.abstained, **signals})
     return state
 
 

@@ -6,6 +6,8 @@ import re
 
 from understudy.records import Chunk, Citation
 
+SENTENCE_WORDS = 60  # a longer sentence is quoted in part
+
 
 def find_quote(quote: str, text: str) -> tuple[int, int] | None:
     """The [start, end) of `quote` in `text`, runs of whitespace being equal, or None.
@@ -17,6 +19,22 @@ def find_quote(quote: str, text: str) -> tuple[int, int] | None:
         return None
     match = re.search(r"\s+".join(re.escape(word) for word in words), text)
     return (match.start(), match.end()) if match else None
+
+
+def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """The [start, end) of the whole sentences that [start, end) of `text` lies in.
+
+    A sentence ends at a full stop, question or exclamation mark before a space, or at a blank line; a single line
+    break ends nothing, because PDFs break lines anywhere. A span that would grow beyond SENTENCE_WORDS, as in a
+    long table without full stops, is returned as it is.
+    """
+    breaks = [0, *(m.end() for m in re.finditer(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n", text)), len(text)]
+    first = max(b for b in breaks if b <= start)
+    last = min(b for b in breaks if b >= end)
+    whole = text[first:last]
+    if len(whole.split()) > SENTENCE_WORDS:
+        return start, end
+    return first + len(whole) - len(whole.lstrip()), first + len(whole.rstrip())
 
 
 def locate(quote: str, chunks: list[Chunk], page_starts: dict[str, list[int]]) -> Citation | None:

@@ -14,6 +14,8 @@ from understudy.records import Message
 
 ABSTENTION = "The documents do not answer this question."
 
+QUOTE_LABEL, ANSWER_LABEL = "Quote:", "Answer:"
+
 SYSTEM = "You answer questions about documents. Use only the passages you are given."
 PLAN_SYSTEM = "You turn questions into search queries."
 
@@ -65,8 +67,8 @@ def answer_messages(question: str, passages: list[str], worked_example: bool = F
     if worked_example:
         context = _context(EXAMPLE_PASSAGES)
         shots = [
-            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_QUESTION), answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
             *_shot(context + ANSWER_TASK.format(question=EXAMPLE_UNANSWERED), ABSTENTION),
+            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_QUESTION), answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
         ]
     return [Message(role="system", content=SYSTEM), *shots, _user(_context(passages) + ANSWER_TASK.format(question=question))]
 
@@ -88,7 +90,7 @@ def validate_messages(question: str, passages: list[str], proposal: str, worked_
 
 def answer_target(quotes: list[str], answer: str) -> str:
     """The completion that teaches an answer: quote first, then answer."""
-    return "".join(f"Quote: {quote}\n" for quote in quotes) + f"Answer: {answer}"
+    return "".join(f"{QUOTE_LABEL} {quote}\n" for quote in quotes) + f"{ANSWER_LABEL} {answer}"
 
 
 def proposal_text(quotes: list[str], answer: str) -> str:

@@ -1,4 +1,4 @@
-"""Experts' answers become traces: retrieval runs for real, quotes are located, the source is `expert`."""
+"""Experts' answers become traces: retrieval runs for real, quotes are located, the source is `expert`. Traces become chat JSONL."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from rag.citations import find_quote, locate
 from rag.eval.questions import read_questions
-from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_target
-from rag.retrieve import Retriever, open_retriever
+from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, answer_target, plan_messages
+from rag.retrieve import Retriever, document_order, open_retriever
 from understudy.config import require_file
 from understudy.digests import digest_of
 from understudy.errors import UnderstudyError
 from understudy.progress import Progress
-from understudy.records import Citation, Passage, Question, Split, Step, Trace
+from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace
 from understudy.workspace import Workspace
 
 DEPTH = 20  # passages retrieved for an expert's trace: the distractors of training come from them
@@ -43,7 +43,7 @@ def import_traces(workspace: Workspace, file: Path, split: Split, progress: Call
 
 
 class UnsupportedAnswer(UnderstudyError):
-    """An expert's row that cannot become a trace; its message is the reason."""
+    """An expert's row that cannot become a trace, or a trace that cannot become a chat row; its message is the reason."""
 
     code = "unsupported_answer"
 
@@ -107,13 +107,50 @@ def find_support(answer: str, passages: list[Passage]) -> list[str]:
     return [best]
 
 
-def export_traces(workspace: Workspace, source: str | None) -> list[dict[str, Any]]:
-    """Chat JSONL rows of whole traces: the last model step's messages and what was answered."""
-    rows = []
-    for trace in workspace.store.traces(workspace.config.tenant, source):
-        answer = next((step for step in reversed(trace.steps) if step.name == "answer"), None)
-        if not trace.complete or answer is None:
-            continue
-        asked = [message.model_dump() for message in answer.messages] or [{"role": "user", "content": trace.question}]
-        rows.append({"messages": [*asked, {"role": "assistant", "content": answer.text}], "trace_id": trace.id})
-    return rows
+def export_traces(workspace: Workspace, source: str | None) -> dict[str, Any]:
+    """Chat JSONL rows of whole traces under `traces`, and under `skipped` those that give none, with the reason."""
+    config = workspace.config
+    chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for trace in workspace.store.traces(config.tenant, source):
+        try:
+            rows += chat_rows(trace, chunks, config.retrieval.k)
+        except UnsupportedAnswer as error:
+            skipped.append({"trace_id": trace.id, "reason": error.message})
+    return {"traces": rows, "skipped": skipped}
+
+
+def chat_rows(trace: Trace, chunks: dict[str, Chunk], k: int) -> list[dict[str, Any]]:
+    """A trace as chat rows. A model's answer comes with the prompt it saw, as the model wrote it.
+
+    An expert saw no prompt: the rows show those that a model would see, for the expert's search query and for the answer.
+    `chunks` is the corpus by id, `k` the number of passages of a prompt. Raises UnsupportedAnswer.
+    """
+    answer = next((step for step in reversed(trace.steps) if step.name == "answer"), None)
+    if not trace.complete or answer is None:
+        raise UnsupportedAnswer("the trace is incomplete")
+    if answer.messages:
+        return [_chat_row(trace, answer.name, answer.messages, answer.text)]
+    passages = [chunk.text for chunk in shown_chunks(trace, answer.passage_ids, chunks, k)]
+    quotes = [" ".join(quote.split()) for quote in trace.quotes]  # a line each, as they are read back
+    target = ABSTENTION if trace.abstained else answer_target(quotes, trace.answer)
+    plans = [_chat_row(trace, step.name, plan_messages(trace.question), step.text) for step in trace.steps if step.name == "plan" and step.text]
+    return [*plans, _chat_row(trace, answer.name, answer_messages(trace.question, passages), target)]
+
+
+def shown_chunks(trace: Trace, retrieved: list[str], chunks: dict[str, Chunk], k: int) -> list[Chunk]:
+    """The k passages that a prompt shows, in its order: those cited, which may be more, then the nearest of those retrieved.
+
+    Raises UnsupportedAnswer where one that is cited is no longer in the corpus.
+    """
+    cited = list(dict.fromkeys(citation.chunk_id for citation in trace.citations))
+    if not chunks.keys() >= set(cited):
+        raise UnsupportedAnswer("it cites a passage that is no longer in the corpus")
+    others = [chunk_id for chunk_id in retrieved if chunk_id in chunks and chunk_id not in cited]
+    return sorted((chunks[chunk_id] for chunk_id in [*cited, *others[: max(0, k - len(cited))]]), key=document_order)
+
+
+def _chat_row(trace: Trace, task: StepName, asked: list[Message], answered: str) -> dict[str, Any]:
+    turns = [*asked, Message(role="assistant", content=answered)]
+    return {"messages": [message.model_dump() for message in turns], "task": task, "trace_id": trace.id}

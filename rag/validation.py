@@ -1,93 +1,140 @@
-"""The validation score: signals that tell right answers from wrong ones, weighed on a calibration split.
+"""The validation score and the decision to abstain: signals of one answer, weighed on a calibration split.
 
-One-token verdicts of a small model are near chance, while the likelihood it gave its own answer is
-informative and free; a logistic regression over both, fitted on questions of their own, makes the score.
+One-token verdicts of a small model are near chance, and whether it abstains depends on how often its training
+did. The likelihood it gave its answer, how far its first token leant towards abstaining, and how well question,
+passages and quotes match are informative and free. Two logistic regressions over them, fitted on questions of
+their own, say how likely an answer is right, and whether to answer at all.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from rag.prompts import Answer, parse_score
+from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, parse_score
 from understudy.client import Completion
 from understudy.files import read_json, write_json
+from understudy.records import Passage
 
 FILE = "calibration.json"
-SIGNALS = ("verdict", "answer_logprob", "lowest_logprob", "verbatim", "abstained", "abstained_logprob")
-RIDGE = 1.0  # L2 penalty: a calibration split is small
+RIGHT_SIGNALS = ("quote_overlap", "verbatim", "answer_logprob", "verdict")  # of an answer that was given
+ANSWERABLE_SIGNALS = ("answer_odds", "lexical", "dense", "passage_overlap")  # of question and passages, whatever was answered
+SIGNALS = (*RIGHT_SIGNALS, *ANSWERABLE_SIGNALS)
+RIDGE = 3.0  # L2 penalty: a calibration split is small
+UNSEEN = 1e-4  # probability of a first token that the endpoint did not list
+
+
+class Logistic(BaseModel):
+    """Weights of the standardised signals; the probability is a logistic function of their sum."""
+
+    model_config = ConfigDict(frozen=True)
+
+    signals: list[str]
+    means: list[float]
+    scales: list[float]
+    weights: list[float]
+    bias: float
+
+    def probability(self, signals: dict[str, float]) -> float:
+        """In [0, 1]."""
+        x = (np.array([signals[name] for name in self.signals]) - self.means) / self.scales
+        return 0.5 + 0.5 * math.tanh(0.5 * float(x @ np.array(self.weights) + self.bias))  # the logistic function, without overflow
 
 
 class Calibration(BaseModel):
-    """Weights of the standardised signals; the score is a logistic function of their sum."""
+    """What a model's signals are worth, by the questions of a calibration split."""
 
     model_config = ConfigDict(frozen=True)
 
     key: str  # digest of what it was fitted on: questions, corpus, prompts, retrieval
     model: str
-    means: list[float]
-    scales: list[float]
-    weights: list[float]
-    bias: float
     questions: int
-    auroc: float | None
+    right: Logistic | None  # that an answer is right; None where all were, or none
+    answerable: Logistic | None  # that the passages answer the question, both kinds weighing the same; None without both kinds
+    auroc: float | None  # of `right`, cross-validated
+    abstention_accuracy: float | None  # of `answerable`, cross-validated, mean of both kinds
 
-    def score(self, signals: dict[str, float]) -> float:
-        """Probability in [0, 1] that the answer is right."""
-        x = (np.array([signals[name] for name in SIGNALS]) - self.means) / self.scales
-        return float(1 / (1 + math.exp(-float(x @ np.array(self.weights) + self.bias))))
+    def abstains(self, signals: dict[str, float]) -> bool:
+        """Whether to abstain although the model answered."""
+        return self.answerable is not None and self.answerable.probability(signals) < 0.5
+
+    def score(self, signals: dict[str, float], abstained: bool) -> float:
+        """Probability in [0, 1] that the answer, or the abstention, is right."""
+        if abstained and self.answerable:
+            return 1.0 - self.answerable.probability(signals)
+        return self.right.probability(signals) if self.right and not abstained else plain_score(signals, abstained)
 
 
-def signals_of(answer: Answer, verbatim: float, written: Completion | None, verdict: float | None) -> dict[str, float]:
+def signals_of(question: str, passages: list[Passage], answer: Answer, verbatim: float, written: Completion, verdict: float | None) -> dict[str, float]:
     """The signals of one answer; `verbatim` is the share of its quotes that stand in the passages shown."""
-    mean = (written.mean_logprob if written else None) or 0.0
-    lowest = min(written.logprobs) if written and written.logprobs else 0.0
     return {
         "verdict": 0.5 if verdict is None else verdict,
-        "answer_logprob": mean,
-        "lowest_logprob": lowest,
+        "answer_odds": answer_odds(written),
+        "answer_logprob": written.mean_logprob or 0.0,
         "verbatim": verbatim,
-        "abstained": float(answer.abstained),
-        "abstained_logprob": mean if answer.abstained else 0.0,
+        "quote_overlap": overlap(question, answer.quotes),
+        "passage_overlap": overlap(question, [passage.chunk.text for passage in passages]),
+        "lexical": max((passage.scores.lexical or 0.0 for passage in passages), default=0.0),
+        "dense": max((passage.scores.dense or 0.0 for passage in passages), default=0.0),
     }
+
+
+def answer_odds(written: Completion) -> float:
+    """Log-odds, in nats, of answering over abstaining by the first token; 0 where the endpoint gives no log-probabilities."""
+    answers = abstains = UNSEEN
+    for token, logprob in written.first_alternatives.items():
+        if token.strip() and QUOTE_LABEL.startswith(token.strip()):
+            answers += math.exp(logprob)
+        elif token.strip() and ABSTENTION.startswith(token.strip()):
+            abstains += math.exp(logprob)
+    return math.log(answers / abstains)
+
+
+def overlap(question: str, texts: list[str]) -> float:
+    """Share in [0, 1] of the question's words of four letters or more that stand in the texts."""
+    wanted = set(re.findall(r"\w{4,}", question.lower()))
+    return len(wanted & set(re.findall(r"\w{4,}", " ".join(texts).lower()))) / len(wanted) if wanted else 0.0
 
 
 def read_verdict(completion: Completion) -> float | None:
     """The validator's probability of "right": from the first token's log-probabilities, else from its text."""
-    likely = {token.strip(): math.exp(logprob) for token, logprob in completion.first_alternatives.items()}
-    right, wrong = likely.get("1", 0.0), likely.get("0", 0.0)
+    right, wrong = (sum(math.exp(p) for token, p in completion.first_alternatives.items() if token.strip() == verdict) for verdict in "10")
     if right + wrong > 0:
         return right / (right + wrong)
     return parse_score(completion.text)
 
 
-def plain_score(signals: dict[str, float]) -> float:
+def plain_score(signals: dict[str, float], abstained: bool) -> float:
     """The score of a model without a calibration: its verdict, halved for each quote's share that is not verbatim."""
-    return signals["verdict"] * (1.0 if signals["abstained"] else 0.5 + 0.5 * signals["verbatim"])
+    return signals["verdict"] * (1.0 if abstained else 0.5 + 0.5 * signals["verbatim"])
 
 
-def fit_calibration(key: str, model: str, rows: list[dict[str, float]], right: list[bool], auroc: float | None) -> Calibration | None:
-    """Ridge logistic regression by Newton's method; None where all answers are right, or all wrong."""
-    if len(set(right)) < 2:
+def fit_logistic(signals: tuple[str, ...], rows: list[dict[str, float]], labels: list[bool], balanced: bool = False) -> Logistic | None:
+    """Ridge logistic regression by Newton's method; `balanced` gives both labels the same total weight.
+
+    None where all labels are the same.
+    """
+    y = np.array(labels, dtype=float)
+    if len(set(labels)) < 2:
         return None
-    x = np.array([[row[name] for name in SIGNALS] for row in rows])
+    x = np.array([[row[name] for name in signals] for row in rows])
     means, scales = x.mean(axis=0), np.where(x.std(axis=0) > 1e-9, x.std(axis=0), 1.0)
     design = np.column_stack([(x - means) / scales, np.ones(len(x))])
-    y = np.array(right, dtype=float)
-    penalty = np.diag([RIDGE] * len(SIGNALS) + [0.0])
+    weight = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean())) if balanced else np.ones(len(y))
+    penalty = np.diag([RIDGE] * len(signals) + [0.0])
     beta = np.zeros(design.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-design @ beta))
-        step = np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]) + penalty + 1e-9 * np.eye(len(beta)), design.T @ (y - p) - penalty @ beta)
+        curvature = design.T @ (design * (weight * p * (1 - p))[:, None]) + penalty + 1e-9 * np.eye(len(beta))
+        step = np.linalg.solve(curvature, design.T @ (weight * (y - p)) - penalty @ beta)
         beta += step
         if np.abs(step).max() < 1e-8:
             break
-    return Calibration(
-        key=key, model=model, means=means.tolist(), scales=scales.tolist(), weights=beta[:-1].tolist(), bias=float(beta[-1]), questions=len(rows), auroc=auroc
-    )
+    return Logistic(signals=list(signals), means=means.tolist(), scales=scales.tolist(), weights=beta[:-1].tolist(), bias=float(beta[-1]))
 
 
 def read_calibration(folder: Path) -> Calibration | None:

@@ -7,17 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 
 from serve.supervise import Engine, spawn, wait_until_healthy
 from understudy.adapters import manifests
+from understudy.chat import closed_template
 from understudy.config import Serve
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, EngineError, NotFoundError
-from understudy.files import read_json, write_json
+from understudy.files import read_json, write_json, write_text
 from understudy.models import CARD, model_path, weights_digest
 from understudy.workspace import Workspace
 
@@ -54,6 +55,7 @@ class EngineSpec:
     max_lora_rank: int  # at least the adapters' largest
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     openmp: Path | None = field(default_factory=lambda: find_openmp())
+    chat_template: Path | None = None  # a file to use in place of the base's own template
 
     @property
     def url(self) -> str:
@@ -70,6 +72,7 @@ def build_command(spec: EngineSpec) -> list[str]:
     command += ["--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len), "--max-logprobs", str(MAX_LOGPROBS)]
     command += ["--generation-config", "vllm"]  # a model's own sampling defaults (penalties) would make served differ from trained
     command += ["--default-chat-template-kwargs", json.dumps({"enable_thinking": False})]  # as understudy.chat renders for training
+    command += ["--chat-template", str(spec.chat_template.resolve())] if spec.chat_template else []
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
     command += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     command += ["--enable-lora", "--max-lora-rank", str(allowed_rank(spec)), "--max-loras", str(settings.max_loras)]
@@ -146,11 +149,33 @@ def plan_engine(workspace: Workspace, port: int | None = None) -> EngineSpec:
     return EngineSpec(path, base, digest, adapters, settings, settings.host, port or settings.port, find_device(), rank)
 
 
+def with_closed_template(spec: EngineSpec, file: Path) -> EngineSpec:
+    """The spec with the chat template of training, written to `file`, where that is not the base's own. Raises EngineError.
+
+    Templates that never speak of thinking are not looked at further: transformers and torch take seconds to import.
+    """
+    sources = [spec.base_path / name for name in ("chat_template.jinja", "tokenizer_config.json")]  # where transformers keeps a template
+    if not any(source.is_file() and b"think" in source.read_bytes() for source in sources):
+        return spec
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    try:
+        template = closed_template(AutoTokenizer.from_pretrained(str(spec.base_path), local_files_only=True))
+    except (OSError, ValueError, TemplateError) as error:
+        raise EngineError(f"the chat template of {spec.base} cannot be used: {error}", "check it with `understudy models ls`") from error
+    if template is None:
+        return spec
+    write_text(file, template)
+    return replace(spec, chat_template=file)
+
+
 def start_engine(spec: EngineSpec, log_file: Path, on_progress: Callable[[str], None], engine_file: Path | None = None) -> Engine:
     """Start the engine, wait until it is healthy, and announce it in `engine_file`. A context manager that stops it.
 
     The engine ends with this process, however this process ends. Raises EngineError, with nothing left running.
     """
+    spec = with_closed_template(spec, log_file.with_name("chat_template.jinja"))
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     engine = spawn(build_command(spec), {**inherited, **build_environment(spec)}, spec.host, spec.port, log_file)
     try:

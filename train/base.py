@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from train.attention import attend_by_branch
 from train.recipe import Recipe
+from train.trie import check_architecture
 from understudy.errors import TrainingError
 from understudy.files import read_json, whole_folder, write_json
 from understudy.models import CARD, folder_name, weights_digest
@@ -55,6 +57,15 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
     return model
 
 
+def load_trainable(folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """The base with a fresh adapter and the attention that suits the device. Raises TrainingError."""
+    model = load_base(folder, recipe.quantisation)
+    check_architecture(model.config)
+    if model.device.type == "cpu":
+        attend_by_branch(model)
+    return attach_adapter(model, recipe)
+
+
 def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """A PEFT model with fresh float32 LoRA weights, drawn from the recipe's seed."""
     from peft import LoraConfig, get_peft_model
@@ -63,7 +74,11 @@ def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    for module in adapted.modules():  # autocast casts once; PEFT would cast every input to float32 and autocast back
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def served_base(models: Path, base: Path, base_id: str, quantisation: str) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from train.dataset import render
+from train.recipe import Recipe
 from train.trie import Row, distinct_tokens
 from understudy.chat import encode_example
 from understudy.digests import digest_of
@@ -23,9 +24,8 @@ PLAN_ROWS = 12  # plan rows share only their short prefix; so many make a unit
 class Batcher:
     """Encodes a dataset's rows and deals them into batches."""
 
-    def __init__(self, examples: list[Example], passages: dict[str, str], tokenizer: Any, budget: int, max_length: int, weights: dict[str, float]) -> None:
-        self._passages, self._tokenizer, self._budget, self._weights = passages, tokenizer, budget, weights
-        self._max_length = max_length
+    def __init__(self, examples: list[Example], passages: dict[str, str], tokenizer: Any, recipe: Recipe) -> None:
+        self._passages, self._tokenizer, self._recipe = passages, tokenizer, recipe
         self.too_long = 0
         self.units = self._make_units(examples)
 
@@ -44,7 +44,7 @@ class Batcher:
     def _make_units(self, examples: list[Example]) -> list[list[Example]]:
         by_set: dict[tuple[str, ...], list[Example]] = defaultdict(list)
         for example in examples:
-            if len(self._row(example, example.passage_ids).encoded.ids) > self._max_length:
+            if len(self._row(example, example.passage_ids).encoded.ids) > self._recipe.max_length:
                 self.too_long += 1
             else:
                 by_set[tuple(example.passage_ids)].append(example)
@@ -59,13 +59,15 @@ class Batcher:
 
     def _row(self, example: Example, order: list[str]) -> Row:
         messages = render(example.model_copy(update={"passage_ids": order}), self._passages)
-        return Row(encode_example(self._tokenizer, messages, example.target), example.weight * self._weights[example.task])
+        weight = {"plan": self._recipe.plan_weight, "answer": 1.0, "validate": self._recipe.validate_weight}[example.task]
+        first = self._recipe.decision_weight * example.weight if example.task == "answer" else None
+        return Row(encode_example(self._tokenizer, messages, example.target), weight * example.weight, first)
 
     def _split(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Cut a unit where its trie would pass the budget; a single longer row stands alone."""
         batch: list[Row] = []
         for row in rows:
-            if batch and distinct_tokens([*batch, row]) > self._budget:
+            if batch and distinct_tokens([*batch, row]) > self._recipe.tokens_per_batch:
                 yield batch
                 batch = []
             batch.append(row)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.base import attach_adapter, keep_freed_memory, load_base
+from train.base import keep_freed_memory, load_trainable
 from train.batches import Batcher
 from train.dataset import newest_dataset, read_dataset, render
 from train.recipe import Recipe
@@ -35,12 +35,12 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     rows = [example for example in examples if example.split == "train"]
-    batcher = Batcher(rows, passages, tokenizer, recipe.tokens_per_batch, recipe.max_length, dict.fromkeys(("plan", "answer", "validate"), 1.0))
+    batcher = Batcher(rows, passages, tokenizer, recipe)
     check_rows(batcher, len(rows))
     batches = batcher.epoch(recipe.seed, 0)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
-    model = attach_adapter(load_base(base, recipe.quantisation), recipe)
+    model = load_trainable(base, recipe)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     typical = merge_tries(batches[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]])
     seconds = min(_time_step(model, typical) for _ in range(2))
@@ -55,7 +55,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
         "memory_bytes": _memory(model, trained, max(sizes)),
         "seconds": round(min(total, recipe.max_minutes * 60) if recipe.max_minutes else total, 1),
     }
-    sample = next(example for example in rows if example.task == "answer")
+    sample = next((example for unit in batcher.units for example in unit if example.task == "answer"), batcher.units[0][0])
     lines = [f"{key}: {value}" for key, value in result.items()]
     return result, [*lines, "", "one row; the loss falls on the green part:", coloured(tokenizer, sample, passages)]
 
@@ -69,16 +69,19 @@ def coloured(tokenizer: PreTrainedTokenizerBase, example: Example, passages: dic
 
 def _time_step(model: Any, batch: Any) -> float:
     began = time.perf_counter()
-    weighted_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    with torch.autocast(model.device.type, torch.bfloat16):
+        loss = weighted_loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def _memory(model: Any, trained: int, nodes: int) -> int:
-    """Weights, optimiser and the activations that the largest batch keeps for its backward pass (about 34 values a token,
-    layer and hidden unit in 2 bytes, after Korthikanti et al., arXiv:2205.05198, plus the attention mask)."""
+    """Weights, optimiser and the activations that the largest batch keeps for its backward pass: about 34 values a token,
+    layer and hidden unit in 2 bytes, after Korthikanti et al., arXiv:2205.05198, and attention's probabilities."""
     config = model.config
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     activations = 34 * nodes * config.hidden_size * config.num_hidden_layers * 2
-    return int(weights + trained * OPTIMISER_BYTES + activations + nodes * nodes * 2)
+    probabilities = nodes * nodes * config.num_attention_heads * config.num_hidden_layers * 2
+    return int(weights + trained * OPTIMISER_BYTES + activations + probabilities)

@@ -13,10 +13,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rag.citations import find_quote
+from rag.citations import find_quote, sentence_around
 from rag.prompts import ABSTENTION, answer_target, proposal_text, score_target
 from rag.retrieve import document_order
 from understudy.records import Chunk, Example, Trace
+
+NEAR = 12  # a passage among so many best retrieved ones is a fair distractor
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Mix:
     """How many rows of each kind."""
 
     k: int  # passages of a prompt
-    no_support: float = 0.3  # abstention rows per answerable question, besides the unanswerable questions
+    no_support: float = 0.25  # abstention rows per answerable question, besides the unanswerable questions
     abstention_repeats: int = 2  # passage sets each unanswerable question is shown with
-    bad_validations: float = 0.5  # wrong proposals per right one
+    keyword_questions: float = 1.0  # rows that ask with the expert's search query, per row that asks with the question
+    good_validations: float = 0.4  # right proposals per answerable question
+    bad_validations: float = 0.3  # wrong proposals per question
 
 
 def build_examples(sources: list[Source], chunks: dict[str, Chunk], mix: Mix, seed: int) -> list[Example]:
@@ -57,24 +61,36 @@ def build_examples(sources: list[Source], chunks: dict[str, Chunk], mix: Mix, se
         sets = make_passage_sets([s for s in chosen if not s.trace.abstained], chunks, mix.k)
         place_unanswered(sets, chosen, chunks, mix, rng)
         for passage_set in sets:
-            examples += rows_of_set(passage_set, mix, rng)
+            examples += rows_of_set(passage_set, chunks, mix, rng)
         examples += [plan_row(source) for source in chosen if source.trace.steps[0].name == "plan"]
     return examples
 
 
 def make_passage_sets(sources: list[Source], chunks: dict[str, Chunk], k: int) -> list[PassageSet]:
-    """One set per distinct support: the supporting chunks and the uncited ones its questions retrieved most."""
+    """Sets of passages that together show every source its support.
+
+    A set begins with the support of one group of questions and the uncited passages they retrieved most, those
+    that support other questions first. It then takes in every later group whose support it shows, as long as the
+    group really retrieved the rest: the distractors of one question are the support of another.
+    """
     by_support: dict[tuple[str, ...], list[Source]] = defaultdict(list)
     for source in sources:
         by_support[source.support[:k]].append(source)
+    waiting = dict(sorted(by_support.items(), key=lambda item: -len(item[0])))
     sets = []
-    for support, group in by_support.items():
+    while waiting:
+        support = next(iter(waiting))
+        group = waiting.pop(support)
         votes: Counter[str] = Counter()
         for source in group:
             votes.update({chunk_id: len(source.retrieved) - rank for rank, chunk_id in enumerate(source.retrieved)})
-        distractors = [c for c, _ in votes.most_common() if c not in support]
-        passages = [*support, *distractors[: max(0, k - len(support))]]
-        sets.append(PassageSet(canonical_order(passages, chunks), answered=group))
+        open_support = {chunk_id for other in waiting for chunk_id in other}
+        near = [c for c, _ in votes.most_common(NEAR) if c not in support]
+        distractors = sorted(near, key=lambda c: c not in open_support)  # stable: most retrieved first within each kind
+        passages = {*support, *distractors[: max(0, k - len(support))]}
+        for other in [o for o in waiting if set(o) <= passages and all(passages <= {*o, *source.retrieved[:NEAR]} for source in waiting[o])]:
+            group = group + waiting.pop(other)
+        sets.append(PassageSet(canonical_order(list(passages), chunks), answered=group))
     return sets
 
 
@@ -89,7 +105,7 @@ def place_unanswered(sets: list[PassageSet], sources: list[Source], chunks: dict
     wanted = [source for source in sources if source.trace.abstained for _ in range(mix.abstention_repeats)]
     wanted += answerable[: round(mix.no_support * len(answerable))]
     for source in wanted:
-        retrieved = set(source.retrieved[:12])
+        retrieved = set(source.retrieved[:NEAR])
         fitting = [
             s
             for s in sets
@@ -115,30 +131,50 @@ def supports(trace: Trace, chunk: Chunk) -> bool:
     return bool(not trace.abstained and find_quote(trace.answer.rstrip("."), chunk.text))
 
 
-def rows_of_set(passage_set: PassageSet, mix: Mix, rng: random.Random) -> list[Example]:
+def rows_of_set(passage_set: PassageSet, chunks: dict[str, Chunk], mix: Mix, rng: random.Random) -> list[Example]:
     """Answer, abstention and validation rows over one set of passages."""
     rows = []
-    proposals = [proposal_text(source.trace.quotes, source.trace.answer) for source in passage_set.answered]
+    quotes = [whole_quotes(source.trace, chunks) for source in passage_set.answered]
+    proposals = [proposal_text(quoted, source.trace.answer) for quoted, source in zip(quotes, passage_set.answered, strict=True)]
     for index, source in enumerate(passage_set.answered):
         kind = "two-passage" if len(source.support) > 1 else "answerable"
-        rows.append(_row("answer", source, passage_set, answer_target(source.trace.quotes, source.trace.answer), kind))
-        rows.append(_row("validate", source, passage_set, score_target(True), "good", proposals[index]))
+        target = answer_target(quotes[index], source.trace.answer)
+        rows += [_row("answer", source, passage_set, target, kind, question=asked) for asked in questions_of(source.trace, mix, rng)]
+        if rng.random() < mix.good_validations:
+            rows.append(_row("validate", source, passage_set, score_target(True), "good", proposals[index]))
         if rng.random() < mix.bad_validations:
-            wrong = wrong_proposal(source.trace, [p for i, p in enumerate(proposals) if i != index], rng)
+            others = [p for i, p in enumerate(proposals) if i != index]
+            wrong = wrong_proposal(source.trace.answer, quotes[index], others, rng)
             rows.append(_row("validate", source, passage_set, score_target(False), wrong[0], wrong[1]))
     for source in passage_set.unanswered:
         kind = "unanswerable" if source.trace.abstained else "no-support"
-        rows.append(_row("answer", source, passage_set, ABSTENTION, kind))
+        rows += [_row("answer", source, passage_set, ABSTENTION, kind, question=asked) for asked in questions_of(source.trace, mix, rng)]
         if proposals and rng.random() < mix.bad_validations:
             rows.append(_row("validate", source, passage_set, score_target(False), "bad-other-question", rng.choice(proposals)))
     return rows
 
 
-def wrong_proposal(trace: Trace, others: list[str], rng: random.Random) -> tuple[str, str]:
+def questions_of(trace: Trace, mix: Mix, rng: random.Random) -> list[str]:
+    """The question, and its keywords where the expert gave a search query: another way to ask the same."""
+    keywords = trace.steps[0].text if trace.steps[0].name == "plan" else ""
+    return [trace.question, keywords] if keywords and rng.random() < mix.keyword_questions else [trace.question]
+
+
+def whole_quotes(trace: Trace, chunks: dict[str, Chunk]) -> list[str]:
+    """The trace's quotes on one line each, widened to whole sentences: where to begin and end is then plain to learn."""
+    quotes = []
+    for citation in trace.citations:
+        chunk = chunks[citation.chunk_id]
+        start, end = sentence_around(chunk.text, citation.start - chunk.start, citation.end - chunk.start)
+        quotes.append(" ".join(chunk.text[start:end].split()))
+    return list(dict.fromkeys(quotes))
+
+
+def wrong_proposal(answer: str, quotes: list[str], others: list[str], rng: random.Random) -> tuple[str, str]:
     """(kind, text) of an answer that is wrong for this question: another question's, a changed number, or a false abstention."""
-    changed = change_number(trace.answer, rng)
+    changed = change_number(answer, rng)
     if changed and (not others or rng.random() < 0.3):
-        return "bad-number", proposal_text(trace.quotes, changed)
+        return "bad-number", proposal_text(quotes, changed)
     if others and rng.random() < 0.85:
         return "bad-other-answer", rng.choice(others)
     return "bad-abstention", ABSTENTION
@@ -180,10 +216,12 @@ def canonical_order(ids: list[str], chunks: dict[str, Chunk]) -> list[str]:
     return sorted(dict.fromkeys(ids), key=lambda c: document_order(chunks[c]))
 
 
-def _row(task: Literal["answer", "validate"], source: Source, passage_set: PassageSet, target: str, kind: str, proposal: str = "") -> Example:
+def _row(
+    task: Literal["answer", "validate"], source: Source, passage_set: PassageSet, target: str, kind: str, proposal: str = "", question: str = ""
+) -> Example:
     return Example(
         task=task,
-        question=source.trace.question,
+        question=question or source.trace.question,
         passage_ids=passage_set.passage_ids,
         proposal=proposal,
         target=target,

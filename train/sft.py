@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from train.adapter import AdapterSource, find_finished_run, write_adapter
-from train.base import attach_adapter, keep_freed_memory, load_base, served_base
+from train.base import keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, load_checkpoint, save_checkpoint
 from train.dataset import newest_dataset, read_dataset
 from train.recipe import Recipe
-from train.trie import TrieBatch, check_architecture, merge_tries, weighted_loss
+from train.trie import TrieBatch, merge_tries, weighted_loss
 from understudy.digests import digest_of
 from understudy.errors import TrainingError
 from understudy.models import model_path, weights_digest
@@ -48,15 +48,12 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
         return found
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     train_rows, validation_rows = ([e for e in examples if e.split == split] for split in ("train", "validation"))
-    weights = {"plan": recipe.plan_weight, "answer": 1.0, "validate": recipe.validate_weight}
-    batcher = Batcher(train_rows, passages, tokenizer, recipe.tokens_per_batch, recipe.max_length, weights)
-    validator = Batcher(validation_rows, passages, tokenizer, recipe.tokens_per_batch, recipe.max_length, weights)
+    batcher = Batcher(train_rows, passages, tokenizer, recipe)
+    validator = Batcher(validation_rows, passages, tokenizer, recipe)
     check_rows(batcher, len(train_rows))
     report(f"{len(train_rows)} rows in {len(batcher.units)} sets of passages; loading {base_id} as {recipe.quantisation}")
-    model = load_base(base, recipe.quantisation)
-    check_architecture(model.config)
+    model = load_trainable(base, recipe)
     served = served_base(workspace.models, base, base_id, recipe.quantisation)
-    model = attach_adapter(model, recipe)
     run = workspace.runs / key
     position = fit(model, batcher, validator, recipe, run, report, progress)
     source = AdapterSource(workspace, recipe, base_id, base, served, dataset.name, summary, key)
@@ -82,7 +79,7 @@ def fit(
     report: Callable[[str], None],
     progress: Callable[[str, int], Progress],
 ) -> Position:
-    """The training loop. Raises TrainingError when the loss is not finite; the last checkpoint stays."""
+    """The training loop. Raises TrainingError when a gradient is not finite; the last checkpoint stays."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     position = load_checkpoint(run, parameters, optimizer)
@@ -116,7 +113,7 @@ def fit(
 
 
 def take_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batches: list[TrieBatch], rate: float, max_norm: float) -> float:
-    """One optimiser step over the batches; returns the mean loss per weighted token. Raises TrainingError when it is not finite."""
+    """One optimiser step over the batches; returns the mean loss per weighted token. Raises TrainingError when the gradient is not finite."""
     model.train()
     total_weight = sum(float(batch.weights.sum()) for batch in batches)
     loss = 0.0
@@ -128,7 +125,7 @@ def take_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batches:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     if not torch.isfinite(norm):
-        raise TrainingError(f"the loss is not finite ({loss})", "lower learning_rate, then train again: it goes on from the last checkpoint")
+        raise TrainingError(f"the gradient is not finite (loss {loss:.3f})", "train again with a lower learning_rate")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from train.attention import NAME, Branch, dense_mask, runs_of
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
 
@@ -27,15 +27,16 @@ class Row:
 
     encoded: Encoded
     weight: float = 1.0
+    first_weight: float | None = None  # of the completion's first token, where it is another
 
 
 @dataclass(frozen=True)
 class TrieBatch:
-    """Examples merged into one trie; nodes are in topological order."""
+    """Examples merged into one trie; nodes are in the order of the examples, parents first."""
 
     ids: torch.Tensor  # [nodes] token of each node
     positions: torch.Tensor  # [nodes] depth
-    mask: torch.Tensor  # [nodes, nodes] bool, True where the row's node may attend to the column's
+    branches: list[Branch]  # the nodes each example added, in order: together all nodes
     sources: torch.Tensor  # [targets] node whose hidden state predicts the target
     targets: torch.Tensor  # [targets] token ids
     weights: torch.Tensor  # [targets] summed weights of the examples that pass through
@@ -49,29 +50,29 @@ def merge_tries(rows: list[Row]) -> TrieBatch:
     ids: list[int] = []
     parents: list[int] = []
     depths: list[int] = []
+    branches: list[Branch] = []
     weights: dict[int, float] = {}
     for row in rows:
-        node = -1
+        path: list[int] = []
+        fresh = len(ids)
         for depth, token in enumerate(row.encoded.ids):
-            child = children.get((node, token))
-            if child is None:
-                child = children[node, token] = len(ids)
+            parent = path[-1] if path else -1
+            node = children.setdefault((parent, token), len(ids))
+            if node == len(ids):
                 ids.append(token)
-                parents.append(node)
+                parents.append(parent)
                 depths.append(depth)
+            path.append(node)
             if depth >= max(1, row.encoded.completion):  # the first token of all has nothing to predict it
-                weights[child] = weights.get(child, 0.0) + row.weight
-            node = child
-    mask = np.zeros((len(ids), len(ids)), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            mask[node, : parent + 1] = mask[parent, : parent + 1]
-        mask[node, node] = True
+                is_first = depth == row.encoded.completion and row.first_weight is not None
+                weights[node] = weights.get(node, 0.0) + (row.first_weight if is_first and row.first_weight is not None else row.weight)
+        if len(ids) > fresh:
+            branches.append(Branch(fresh, len(ids), runs_of([node for node in path if node < fresh])))
     learnt = sorted(weights)
     return TrieBatch(
         ids=torch.tensor(ids),
         positions=torch.tensor(depths),
-        mask=torch.from_numpy(mask),
+        branches=branches,
         sources=torch.tensor([parents[node] for node in learnt]),
         targets=torch.tensor([ids[node] for node in learnt]),
         weights=torch.tensor([weights[node] for node in learnt]),
@@ -94,12 +95,15 @@ def distinct_tokens(rows: list[Row]) -> int:
 
 def target_logprobs(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
     """Log-probabilities [targets] (float32) of the batch's targets; the head runs on the positions that need it."""
-    attention = torch.zeros(batch.mask.shape, dtype=model.dtype).masked_fill_(~batch.mask, torch.finfo(model.dtype).min)
-    hidden = backbone(model)(
-        input_ids=batch.ids[None].to(model.device),
-        position_ids=batch.positions[None].to(model.device),
-        attention_mask=attention[None, None].to(model.device),
-        use_cache=False,
+    decoder = backbone(model)
+    if decoder.config._attn_implementation == NAME:
+        attention: dict[str, Any] = {"branches": batch.branches}
+    else:
+        mask = dense_mask(batch.branches, len(batch.ids))
+        bias = torch.zeros(mask.shape, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+        attention = {"attention_mask": bias[None, None].to(model.device)}
+    hidden = decoder(
+        input_ids=batch.ids[None].to(model.device), position_ids=batch.positions[None].to(model.device), use_cache=False, **attention
     ).last_hidden_state[0]
     logits = model.get_output_embeddings()(hidden[batch.sources.to(hidden.device)]).float()
     targets = batch.targets.to(logits.device)

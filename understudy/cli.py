@@ -77,15 +77,19 @@ COMMANDS = [
     Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
     Command(
         "calibrate",
-        "fit an adapter's validation score on questions of their own",
+        "fit a model's validation score and its decision to abstain, on questions of their own",
         "serving:calibrate",
-        [arg("adapter"), QUESTIONS],
+        [arg("model"), QUESTIONS],
     ),
     Command(
         "evaluate",
         "compare models on questions, paired; HTML and JSON report",
         "serving:evaluate",
-        [QUESTIONS, arg("--models", metavar="A,B,…", help="the first is the baseline; default: base and the newest adapter")],
+        [
+            QUESTIONS,
+            arg("--models", metavar="A,B,…", help="the first is the baseline; default: base and the newest adapter"),
+            arg("--gate", action="store_true", help="exit 3 unless every model beats the baseline in the verdict's metrics, intervals above zero"),
+        ],
     ),
 ]
 

@@ -31,8 +31,8 @@ class Models(Section):
 class Ingest(Section):
     """How documents become chunks."""
 
-    chunk_tokens: int = Field(200, ge=32, le=2048, description="longest chunk, in the embedder's tokens")
-    overlap_tokens: int = Field(30, ge=0, le=512, description="tokens shared by neighbouring chunks")
+    chunk_tokens: int = Field(96, ge=32, le=2048, description="longest chunk, in the embedder's tokens")
+    overlap_tokens: int = Field(16, ge=0, le=512, description="tokens shared by neighbouring chunks")
     parse_seconds: float = Field(120, gt=0, description="time limit for parsing one file")
     parse_memory_gib: float = Field(2, gt=0, description="memory limit for parsing one file")
 

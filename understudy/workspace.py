@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "reports"
 
     @property
+    def calibrations(self) -> Path:
+        """calibrations/NAME/: of models without an adapter; an adapter's lies beside its weights."""
+        return self.root / "calibrations"
+
+    @property
     def logs(self) -> Path:
         """logs/: the engine's output."""
         return self.root / "logs"

@@ -37,7 +37,6 @@ def build_report(
     concurrency: int,
     provenance: dict[str, Any],
     prices: dict[str, tuple[float, float]] | None = None,
-    gates: Sequence[dict[str, Any]] = (),
     resamples: int = 10_000,
     seed: int = 0,
     relative: Callable[[Path], str] = str,
@@ -65,7 +64,7 @@ def build_report(
         "k": k,
         "concurrency": concurrency,
         "pairs": [_pair_json(comparison) for comparison in statistics.comparisons],
-        "gates": list(gates),
+        "gates": [_gate_json(comparison) for name in list(rows)[1:] for comparison in _verdict_pairs(statistics.comparisons, name)],
         "verdict": state_verdict(statistics.comparisons, list(rows)),
         "report": relative(folder / "report.html"),
         "provenance": {**provenance, "bootstrap": bootstrap},
@@ -73,6 +72,18 @@ def build_report(
     write_text(folder / "report.html", render_html(report, questions, traces, rows, chunks, statistics))
     write_json(folder / "report.json", report)
     return report
+
+
+def _gate_json(comparison: Comparison) -> dict[str, Any]:
+    """A gate of the verdict: the whole interval on the better side of zero."""
+    return {
+        "metric": comparison.metric,
+        "model": comparison.b,
+        "against": comparison.a,
+        "min_gain": 0.0,
+        "confidence": 0.95,
+        "passed": comparison.is_gain,
+    }
 
 
 def takes_over(comparisons: Sequence[Comparison], name: str) -> bool:

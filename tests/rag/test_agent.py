@@ -16,6 +16,7 @@ from rag.agent import Tools, run_agent
 from rag.ingest import ingest
 from rag.prompts import ABSTENTION
 from rag.retrieve import Retriever, open_retriever
+from rag.validation import SIGNALS, Calibration, Logistic
 from understudy.client import Model, ModelClient
 from understudy.config import Agent
 from understudy.progress import show_progress
@@ -80,10 +81,10 @@ def retriever(corpus_workspace: Workspace, tmp_path: Path) -> Retriever:
     return open_retriever(corpus_workspace)
 
 
-def ask(endpoint: Endpoint, retriever: Retriever, **settings: object) -> Trace:
+def ask(endpoint: Endpoint, retriever: Retriever, calibration: Calibration | None = None, **settings: object) -> Trace:
     async def run() -> Trace:
         async with ModelClient(endpoint.model) as client:
-            return await run_agent("When is the kiln fired?", Tools(client, retriever, Agent.model_validate(settings)))
+            return await run_agent("When is the kiln fired?", Tools(client, retriever, Agent.model_validate(settings), calibration))
 
     return asyncio.run(run())
 
@@ -120,6 +121,23 @@ def test_a_low_score_plans_again_over_other_passages_within_bounds(endpoint: End
     assert not set(shown[0]) & set(shown[1])
     assert trace.abstained
     assert trace.complete
+
+
+@pytest.mark.parametrize("is_answerable", [True, False])
+def test_the_calibration_decides_whether_an_answer_becomes_an_abstention(endpoint: Endpoint, retriever: Retriever, is_answerable: bool) -> None:
+    endpoint.reply = lambda step, _: {"plan": "kiln", "answer": "Quote: fired on Tuesdays at seven\nAnswer: On Tuesdays at seven.", "validate": "1"}[step]
+    zeros, ones = [0.0] * len(SIGNALS), [1.0] * len(SIGNALS)
+    answerable = Logistic(signals=list(SIGNALS), means=zeros, scales=ones, weights=zeros, bias=2.0 if is_answerable else -2.0)
+    calibration = Calibration(key="k", model="base", questions=9, right=None, answerable=answerable, auroc=None, abstention_accuracy=None)
+    trace = ask(endpoint, retriever, calibration)
+    assert trace.complete
+    assert endpoint.asked == ["plan", "answer", "validate"]  # a sure abstention is accepted at once
+    assert trace.abstained == (not is_answerable)
+    assert [citation.document for citation in trace.citations] == (["kiln.txt"] if is_answerable else [])
+    assert trace.steps[2].parsed["answer"] == "On Tuesdays at seven."  # what the model wrote stays in the trace
+    if not is_answerable:
+        assert (trace.answer, trace.quotes) == (ABSTENTION, [])
+        assert trace.score == pytest.approx(0.88, abs=0.01)
 
 
 @pytest.mark.parametrize("text", ["", "\x00\x07 garbage", "Answer:", "Quote:\nAnswer:", "word " * 5000])

@@ -20,9 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.cpu_lora import add_low_rank, group_rows, pack
-from serve.engine import EngineSpec, ServedAdapter, build_command, build_environment, registered_adapters, served_base
+from serve.engine import (
+    EngineSpec,
+    ServedAdapter,
+    build_command,
+    build_environment,
+    registered_adapters,
+    served_base,
+    start_engine,
+    with_closed_template,
+)
 from serve.supervise import Engine, died, find_cause, free_port, spawn, wait_until_healthy
+from tests.understudy.test_chat import CHATML, HYBRID, R1, make_tokenizer
+from understudy.chat import closed_template, template_digest
 from understudy.config import Config, Serve
+from understudy.digests import digest_of
 from understudy.errors import AdapterError, EngineError, NotFoundError
 from understudy.files import write_json
 from understudy.records import AdapterManifest
@@ -92,6 +104,50 @@ def test_engine_never_reaches_out() -> None:
 def test_rank_beyond_vllms_largest_is_refused() -> None:
     with pytest.raises(EngineError, match="rank 512, not 600"):
         build_command(make_spec(adapters=[ServedAdapter("a@0", Path("/a"), 600)]))
+
+
+# ---- the chat template
+
+
+def save_tokenizer(folder: Path, template: str) -> Path:
+    """A model folder with nothing but a tokenizer."""
+    tokenizer = make_tokenizer(template)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_engine_of_a_reasoning_model_is_started_with_the_template_of_training(tmp_path: Path) -> None:
+    spec, file = make_spec(base_path=save_tokenizer(tmp_path / "r1", R1)), tmp_path / "logs" / "chat_template.jinja"
+    closed = with_closed_template(spec, file)
+    assert closed == replace(spec, chat_template=file)
+    assert option(build_command(closed), "--chat-template") == str(file)
+    text = file.read_text(encoding="utf-8")
+    assert text == closed_template(make_tokenizer(R1))
+    assert digest_of(text) == template_digest(make_tokenizer(R1))  # what the adapter's manifest and the proof compare
+
+
+@pytest.mark.parametrize("template", [CHATML, HYBRID])
+def test_an_engine_of_any_other_model_takes_its_own_template(tmp_path: Path, template: str) -> None:
+    spec = make_spec(base_path=save_tokenizer(tmp_path / "model", template))
+    assert with_closed_template(spec, tmp_path / "file.jinja") is spec
+    assert "--chat-template" not in build_command(spec)
+    assert not (tmp_path / "file.jinja").exists()
+
+
+def test_the_template_is_written_beside_the_log_before_the_engine_starts(tmp_path: Path) -> None:
+    base = save_tokenizer(tmp_path / "r1", R1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(EngineError, match="cannot listen"):
+            start_engine(make_spec(base_path=base, port=listener.getsockname()[1]), tmp_path / "logs" / "engine.log", print)
+    assert (tmp_path / "logs" / "chat_template.jinja").read_text(encoding="utf-8") == closed_template(make_tokenizer(R1))
+
+
+def test_a_template_that_cannot_be_rendered_ends_the_start_with_a_cause(tmp_path: Path) -> None:
+    base = save_tokenizer(tmp_path / "broken", "{{ raise_exception('no thinking today') }}")
+    with pytest.raises(EngineError, match="no thinking today"):
+        with_closed_template(make_spec(base_path=base), tmp_path / "file.jinja")
 
 
 # ---- what a workspace serves

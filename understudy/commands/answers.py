@@ -105,8 +105,10 @@ def traces_export(args: Namespace) -> Outcome:
     """Write traces as chat JSONL."""
     from rag.traces import export_traces
 
-    rows = export_traces(workspace_of(args), args.source)
-    return Outcome({"traces": rows}, [json.dumps(row, ensure_ascii=False) for row in rows])
+    result = export_traces(workspace_of(args), args.source)
+    for row in result["skipped"]:
+        report(f"skipped {row['trace_id'][:12]}: {row['reason']}")
+    return Outcome(result, [json.dumps(row, ensure_ascii=False) for row in result["traces"]])
 
 
 def traces_ls(args: Namespace) -> Outcome:

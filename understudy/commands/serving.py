@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import default_model, resolve, resolve_name, tools_for
+from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
@@ -46,7 +46,7 @@ def prove(args: Namespace) -> Outcome:
 
 
 def calibrate(args: Namespace) -> Outcome:
-    """Fit the validation score of an adapter."""
+    """Fit a model's validation score and its decision to abstain."""
     from rag.calibrate import calibrate as fit
     from rag.calibrate import calibration_json, calibration_key
     from rag.eval.questions import read_questions
@@ -55,26 +55,29 @@ def calibrate(args: Namespace) -> Outcome:
     from serve.command import engine_for
 
     workspace = workspace_of(args)
-    manifest, folder = find_adapter(workspace, args.adapter)
+    name = resolve_name(workspace, args.model)
+    folder = calibration_folder(workspace, name)
     path = require_file(Path(args.questions))
     questions = read_questions(path)
+    refuse_trained_on(workspace, questions, [name])
     retriever = open_retriever(workspace)
-    key, kept = calibration_key(digest_of_file(path), retriever), read_calibration(folder)
+    key, kept = calibration_key(digest_of_file(path), retriever, folder.name), read_calibration(folder)
     if kept and kept.key == key:
-        return Outcome(calibration_json(kept.model, kept.questions, kept), [f"{manifest.served_name} was calibrated on these questions already"])
+        return Outcome(calibration_json(kept), [f"{name} was calibrated on these questions already"])
     with engine_for(workspace, report) as engine:
-        tools = tools_for(workspace, resolve(workspace, manifest.served_name, engine), retriever)
+        tools = tools_for(workspace, resolve(workspace, name, engine), retriever)
         result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress))
-    if not result["weights"]:
-        return Outcome(result, ["every answer was right, or every one wrong: the plain score stays"])
-    weights = ", ".join(f"{name} {weight:+.2f}" for name, weight in result["weights"].items())
-    return Outcome(
-        result, [f"score of {manifest.served_name} fitted on {result['questions']} questions, cross-validated AUROC {_number(result['auroc'])} ({weights})"]
-    )
+    lines = [
+        f"{name} calibrated on {result['questions']} questions; cross-validated: AUROC of its score {_number(result['auroc'])},"
+        f" abstention accuracy {_number(result['abstention_accuracy'])}"
+    ]
+    for fit_name, weights in result["weights"].items():
+        lines.append(f"  {fit_name}: " + ", ".join(f"{signal} {weight:+.2f}" for signal, weight in weights.items()))
+    return Outcome(result, lines)
 
 
 def evaluate(args: Namespace) -> Outcome:
-    """Compare models on questions."""
+    """Compare models on questions; with --gate, exit 3 where one does not beat the first."""
     from rag.eval.provenance import machine_facts, package_versions
     from rag.eval.questions import read_questions
     from rag.eval.report import build_report
@@ -91,7 +94,7 @@ def evaluate(args: Namespace) -> Outcome:
     names = [resolve_name(workspace, name) for name in (args.models.split(",") if args.models else ["base", default_model(workspace)])]
     if len(set(names)) < len(names):
         raise UsageError(f"nothing to compare: {', '.join(names)}", "train an adapter first, or name two different models with --models")
-    _refuse_trained_on(workspace, questions, names)
+    refuse_trained_on(workspace, questions, names)
     retriever = open_retriever(workspace)
     settings = workspace.config.evaluate
     identity: dict[str, object] = {
@@ -130,7 +133,8 @@ def evaluate(args: Namespace) -> Outcome:
         seed=settings.seed,
         relative=workspace.relative,
     )
-    return Outcome(result, [*table_lines(result), result["verdict"], f"report: {folder / 'report.html'}"])
+    is_better = bool(result["gates"]) and all(gate["passed"] for gate in result["gates"])
+    return Outcome(result, [*table_lines(result), result["verdict"], f"report: {folder / 'report.html'}"], 3 if args.gate and not is_better else 0)
 
 
 def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:
@@ -142,11 +146,11 @@ def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:
 def _calibration_digest(workspace: Workspace, name: str) -> str | None:
     from rag.validation import FILE
 
-    path = None if name == "base" or name in workspace.config.remotes else find_adapter(workspace, name)[1] / FILE
-    return digest_of_file(path) if path and path.exists() else None
+    path = calibration_folder(workspace, name) / FILE
+    return digest_of_file(path) if path.exists() else None
 
 
-def _refuse_trained_on(workspace: Workspace, questions: list[Question], names: list[str]) -> None:
+def refuse_trained_on(workspace: Workspace, questions: list[Question], names: list[str]) -> None:
     """Never evaluate an adapter on a question it was trained on; raises UsageError."""
     from understudy.digests import digest_of
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.adapters import find_adapter, manifests
 from understudy.client import Model, ModelClient, engine_model, remote_model
+from understudy.digests import digest_of
 from understudy.engines import RunningEngine
 from understudy.errors import NotFoundError
 from understudy.records import Step
@@ -39,10 +41,19 @@ def resolve(workspace: Workspace, name: str, engine: RunningEngine | None) -> Mo
     return engine_model(engine, resolve_name(workspace, name))
 
 
+def calibration_folder(workspace: Workspace, name: str) -> Path:
+    """Where a model's calibration lies: beside an adapter's weights, or under its name and digest."""
+    if name in workspace.config.remotes:
+        return workspace.calibrations / f"{name}-{digest_of(workspace.config.remotes[name].model_dump())[:12]}"
+    if name == "base":
+        return workspace.calibrations / f"base-{digest_of(workspace.config.models.base)[:12]}"
+    return find_adapter(workspace, name)[1]
+
+
 def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step: Callable[[Step], None] = lambda _: None) -> Tools:
-    """What the agent needs to run a model; an adapter brings its calibration."""
+    """What the agent needs to run a model; it brings its calibration where it has one."""
     from rag.agent import Tools
     from rag.validation import read_calibration
 
-    calibration = read_calibration(find_adapter(workspace, model.name)[1]) if model.has_adapter else None
+    calibration = read_calibration(calibration_folder(workspace, model.name))
     return Tools(ModelClient(model), retriever, workspace.config.agent, calibration, on_step)

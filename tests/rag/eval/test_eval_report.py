@@ -85,7 +85,11 @@ def test_json_has_the_contracts_keys(tmp_path: Path, questions, traces, corpus) 
     for model in report["models"]:
         assert set(model["metrics"]) >= METRICS and model["n"] == 30
     assert report["models"][0]["errors"] == 1 and report["models"][1]["metrics"]["cost"] is None
-    assert report["k"] == 3 and report["concurrency"] == 8 and report["gates"] == [] and report["report"] == "reports/report.html"
+    assert report["k"] == 3 and report["concurrency"] == 8 and report["report"] == "reports/report.html"
+    lows = {pair["metric"]: pair["low"] for pair in report["pairs"]}
+    assert {gate["metric"]: gate["passed"] for gate in report["gates"]} == {
+        metric: lows[metric] > 0 for metric in ("token_f1", "citation_precision", "citation_recall", "abstention_accuracy")
+    }
     for pair in report["pairs"]:
         assert {"a", "b", "metric", "n", "difference", "low", "high"} <= set(pair) and (pair["a"], pair["b"]) == (
             "base",

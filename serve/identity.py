@@ -1,0 +1,73 @@
+"""Whether the adapter on disk is the one its digest names, and the base the one it was trained for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rag.prompts import PROMPT_VERSION
+from serve.check import Check
+from understudy.adapters import CONFIG, verify_adapter
+from understudy.chat import template_digest
+from understudy.digests import digest_of_file, digest_of_files
+from understudy.engines import RunningEngine
+from understudy.errors import NotFoundError, UnderstudyError
+from understudy.files import read_json
+from understudy.models import weights_digest
+from understudy.records import AdapterManifest
+from understudy.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_files(manifest: AdapterManifest, folder: Path) -> Check:
+    """The adapter's files are those of its digest, its folder is named by it, and its manifest says what its configuration says."""
+    began = time.monotonic()
+    faults = []
+    try:
+        verify_adapter(folder)
+    except UnderstudyError as error:
+        faults.append(error.message)
+    except OSError as error:
+        faults.append(f"{error.filename}: {error.strerror}")
+    if (folder.parent.name, folder.name) != (manifest.name, manifest.digest):
+        faults.append(f"the manifest in {folder.parent.name}/{folder.name[:12]} is of {manifest.served_name}")
+    if not faults:
+        config = read_json(folder / CONFIG)
+        said = {"rank": manifest.rank, "alpha": manifest.alpha, "base": manifest.base, "targets": sorted(manifest.targets)}
+        meant = {"rank": config["r"], "alpha": config["lora_alpha"], "base": config["base_model_name_or_path"], "targets": sorted(config["target_modules"])}
+        faults += [f"the manifest's {name} is {said[name]}, the configuration's {meant[name]}" for name in said if said[name] != meant[name]]
+    return Check.of_faults("files", faults, "the files are those of the digest", began)
+
+
+def find_weights(workspace: Workspace, digest: str) -> Path:
+    """The model folder that holds exactly these weights; raises NotFoundError."""
+    for folder in sorted(workspace.models.glob("*")):
+        if (folder / "config.json").is_file() and weights_digest(folder) == digest:
+            return folder
+    raise NotFoundError(f"the weights that the adapter must be served on ({digest[:12]}) are not in {workspace.models}", "restore models/, or train again")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return tokenizer
+
+
+def check_base(manifest: AdapterManifest, weights: Path, tokenizer: PreTrainedTokenizerBase, engine: RunningEngine) -> Check:
+    """The engine's base is the one the adapter was trained for: weights (read anew), tokenizer, chat template, prompts."""
+    began = time.monotonic()
+    pairs = {
+        "base's id": (engine.base, manifest.base),
+        "engine's weights": (engine.base_digest, manifest.served_base_digest),
+        f"weights in {weights.name}": (digest_of_files(weights.glob("*.safetensors")), manifest.served_base_digest),
+        "tokenizer": (digest_of_file(weights / "tokenizer.json"), manifest.tokenizer_digest),
+        "chat template": (template_digest(tokenizer), manifest.chat_template_digest),
+        "prompts": (PROMPT_VERSION, manifest.prompt_version),
+    }
+    faults = [f"{name}: {found[:12]}, trained with {wanted[:12]}" for name, (found, wanted) in pairs.items() if found != wanted]
+    return Check.of_faults("base", faults, "weights, tokenizer, chat template and prompts are those of the training", began)
