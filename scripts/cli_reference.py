@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command table; --check fails when the file differs."""
+"""Write docs/cli.md from the command table and docs/settings.md from the configuration and the recipe; --check fails where they differ."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel
+
 os.environ["COLUMNS"] = "100"
-TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def reference() -> str:
+def commands() -> str:
     """The help of every command, as Markdown."""
     from understudy.cli import COMMANDS, build_parser
 
@@ -26,9 +28,44 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def settings() -> str:
+    """Every setting of a workspace and of a recipe, with its default, as Markdown."""
+    from train.recipe import Recipe
+    from understudy.config import Config
+
+    parts = ["# Settings\n\nMade by `python scripts/cli_reference.py`; do not edit.\n"]
+    parts.append("## A workspace\n\n`understudy.yaml` < `UNDERSTUDY_SECTION__KEY` in the environment < `--set section.key=value`.\n")
+    parts.append(table(Config))
+    parts.append("\n## A training recipe\n\nA YAML file, or `understudy train key=value`; the shipped ones lie in `train/recipes/`.\n")
+    parts.append(table(Recipe))
+    return "\n".join(parts) + "\n"
+
+
+def table(model: type[BaseModel]) -> str:
+    """Key, default and meaning of each field; sections are flattened."""
+    return "\n".join(["| key | default | |", "|---|---|---|", *rows(model, "")])
+
+
+def rows(model: type[BaseModel], prefix: str) -> list[str]:
+    """A table's lines of one model's fields."""
+    lines = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            lines += rows(type(field.default), f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            shown = "" if default is None or default == "" else f"`{default}`"
+            lines.append(f"| `{prefix}{name}` | {shown} | {(field.description or '').replace('|', '/')} |")
+    return lines
+
+
 if __name__ == "__main__":
-    if "--check" in sys.argv:
-        if not TARGET.exists() or TARGET.read_text() != reference():
-            sys.exit("docs/cli.md is not what the command table says: run .venv/bin/python scripts/cli_reference.py")
-    else:
-        TARGET.write_text(reference())
+    stale = []
+    for name, text in (("cli.md", commands()), ("settings.md", settings())):
+        target = DOCS / name
+        if "--check" not in sys.argv:
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            stale.append(name)
+    if stale:
+        sys.exit(f"docs/{', docs/'.join(stale)} must be made anew: run .venv/bin/python scripts/cli_reference.py")

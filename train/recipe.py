@@ -27,7 +27,7 @@ class Recipe(BaseModel):
     targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
     learning_rate: float = Field(6e-4, gt=0, description="peak learning rate of AdamW")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     decision_weight: float = Field(8.0, ge=0, description="loss weight of an answer's first token, which decides between answering and abstaining")
     plan_weight: float = Field(1.0, ge=0, description="loss weight of a token of a search query; an answer's is 1")
@@ -61,4 +61,4 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
     try:
         return Recipe.model_validate({**values, **parse_overrides(overrides)})
     except ValidationError as error:
-        raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "see docs/recipes.md") from error
+        raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "docs/settings.md lists every key") from error

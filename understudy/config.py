@@ -123,7 +123,9 @@ def load_config(workspace: Path, overrides: list[str] | None = None) -> tuple[Co
     try:
         return Config.model_validate(merged), origins
     except ValidationError as error:
-        raise UsageError("; ".join(explain_fault(fault, Config) for fault in error.errors()), "`understudy config show` lists every key") from error
+        raise UsageError(
+            "; ".join(explain_fault(fault, Config) for fault in error.errors()), "docs/settings.md lists every key, `understudy config show` what is in force"
+        ) from error
 
 
 def explain_fault(fault: Any, model: type[BaseModel]) -> str:
@@ -196,7 +198,7 @@ def _assign(target: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise UsageError(f"{parent} is not a section, in {key}", "`understudy config show` lists every key")
+            raise UsageError(f"{parent} is not a section, in {key}", "docs/settings.md lists every key, `understudy config show` what is in force")
     target[last] = value
 
 
