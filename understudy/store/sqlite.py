@@ -49,7 +49,7 @@ class SqliteStore:
             with locked(path.with_name(f".{path.name}.lock")):  # changing to WAL does not wait for others, it fails
                 self._connection = apsw.Connection(str(path))
                 self._connection.set_busy_timeout(BUSY_MILLISECONDS)
-                self._connection.create_scalar_function("lower_case", str.lower, 1, deterministic=True)  # SQLite's own knows ASCII only
+                self._connection.create_scalar_function("lower_case", lambda text: str(text).lower(), 1, deterministic=True)  # SQLite's own knows ASCII only
                 for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
                     self._connection.pragma(pragma, value)
                 self._migrate()
