@@ -49,7 +49,7 @@ class SqliteStore:
             with locked(path.with_name(f".{path.name}.lock")):  # changing to WAL does not wait for others, it fails
                 self._connection = apsw.Connection(str(path))
                 self._connection.set_busy_timeout(BUSY_MILLISECONDS)
-                self._connection.create_scalar_function("lower_case", lambda text: str(text).lower(), 1, deterministic=True)  # SQLite's own knows ASCII only
+                self._connection.create_scalar_function("lower_case", _lower_case, 1, deterministic=True)  # SQLite's own knows ASCII only
                 for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
                     self._connection.pragma(pragma, value)
                 self._migrate()
@@ -178,6 +178,10 @@ class SqliteStore:
                 return list(self._connection.execute(sql, bindings))
             except apsw.Error as error:
                 raise StorageError(f"the store could not be read: {error}", "run `understudy doctor`") from error
+
+
+def _lower_case(*texts: Any) -> str:
+    return str(texts[0]).lower()
 
 
 def _trace_conditions(where: TraceFilter) -> tuple[list[str], dict[str, Any]]:
