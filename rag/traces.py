@@ -11,7 +11,9 @@ from typing import Any
 from rag.citations import find_quote, locate
 from rag.eval.questions import read_questions
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, answer_target, plan_messages
+from rag.redaction import redactor_of
 from rag.retrieve import Retriever, document_order, open_retriever
+from rag.telemetry import send_trace
 from understudy.config import require_file
 from understudy.digests import digest_of
 from understudy.errors import UnderstudyError
@@ -20,6 +22,15 @@ from understudy.records import Chunk, Citation, Message, Passage, Question, Spli
 from understudy.workspace import Workspace
 
 DEPTH = 20  # passages retrieved for an expert's trace: the distractors of training come from them
+
+
+def keep_trace(workspace: Workspace, trace: Trace) -> Trace:
+    """Store a finished trace, the one way in: redacted first; the spans of what ran here go out after. Returns it as stored."""
+    kept = redactor_of(workspace.config.redaction).trace(trace)
+    workspace.store.put_trace(kept)
+    if kept.source == "model":
+        send_trace(workspace.config.telemetry, kept)
+    return kept
 
 
 def import_traces(workspace: Workspace, file: Path, split: Split, progress: Callable[[str, int], Progress]) -> dict[str, Any]:
@@ -34,7 +45,7 @@ def import_traces(workspace: Workspace, file: Path, split: Split, progress: Call
     with progress("importing", len(questions)) as bar:
         for line, question in enumerate(questions, 1):
             try:
-                workspace.store.put_trace(expert_trace(question, retriever, split))
+                keep_trace(workspace, expert_trace(question, retriever, split))
                 imported += 1
             except UnsupportedAnswer as error:
                 skipped.append({"line": line, "id": question.id, "reason": error.message})

@@ -40,10 +40,11 @@ def ask(args: Namespace) -> Outcome:
 
 async def _answer(workspace: Workspace, question: str, tools) -> Trace:  # type: ignore[no-untyped-def]
     from rag.agent import run_agent
+    from rag.traces import keep_trace
 
     async with tools.client:
         trace = await run_agent(question, tools)
-    await asyncio.to_thread(workspace.store.put_trace, trace)
+    await asyncio.to_thread(keep_trace, workspace, trace)
     return trace
 
 

@@ -28,9 +28,7 @@ NOTES = {  # as tests/rag/test_foreign.py has them
     "pond.txt": "The pond is stocked with forty carp in April, never later than the tenth.",
 }
 PLAN = ChatPromptTemplate.from_messages([("system", "You plan searches."), ("human", "Rewrite the question as a search query.\nQuestion: {question}")])
-ANSWER = ChatPromptTemplate.from_messages(
-    [("system", "Answer from the context only."), ("human", "Context:\n{context}\n\nQuestion: {question}\nAnswer:")]
-)
+ANSWER = ChatPromptTemplate.from_messages([("system", "Answer from the context only."), ("human", "Context:\n{context}\n\nQuestion: {question}\nAnswer:")])
 VALIDATE = ChatPromptTemplate.from_messages(
     [("human", "Context:\n{context}\n\nQuestion: {question}\nProposed answer: {answer}\nIs it right? Reply as Score: x with x from 0 to 1.")]
 )
