@@ -29,6 +29,16 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
 
 
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
+FILTERS = [
+    arg("--source", choices=["expert", "model", "imported"]),
+    arg("--model", help="a resolved name, or an adapter's name for all its digests"),
+    arg("--contains", metavar="TEXT", help="in the question, whatever the case"),
+    arg("--min-score", type=float, metavar="SCORE"),
+    arg("--max-score", type=float, metavar="SCORE"),
+    arg("--since", metavar="TIME", help="from this day or time on: 2026-11-21, 2026-11-21T14:30 (UTC)"),
+    arg("--until", metavar="TIME", help="before this day or time"),
+    arg("--outcome", choices=["answered", "abstained", "incomplete"]),
+]
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
     Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
@@ -50,15 +60,24 @@ COMMANDS = [
             arg("--start", action="store_true", help="start the engine for this question if none is running"),
         ],
     ),
+    Command("traces ls", "the newest traces, newest last", "traces:traces_ls", [*FILTERS, arg("--limit", type=int, default=50, help="default: 50")]),
+    Command("traces show", "one run as a tree, with passages, quotes and timings", "traces:traces_show", [arg("trace", help="its id, or the beginning of it")]),
     Command(
         "traces import",
-        "experts' answers (a question file) become traces over real retrieval",
-        "answers:traces_import",
-        [arg("file"), arg("--split", choices=["train", "calibration"], default="train", help="calibration: never trained on")],
+        "experts' answers, or another system's calls, become traces",
+        "traces:traces_import",
+        [
+            arg("source", metavar="FILE", help="a question file, a log of calls, or mongodb://HOST/DATABASE?collection=NAME"),
+            arg("--format", choices=["questions", "chat", "openai", "langsmith", "langchain-cache"], help="default: seen from the first row"),
+            arg("--split", choices=["train", "calibration"], default="train", help="calibration: never trained on"),
+        ],
     ),
-    Command("traces export", "whole traces as chat JSONL on stdout", "answers:traces_export", [arg("--source", choices=["expert", "model", "imported"])]),
-    Command("traces ls", "the traces, oldest first", "answers:traces_ls", [arg("--source", choices=["expert", "model", "imported"])]),
-    Command("traces show", "one trace, step by step", "answers:traces_show", [arg("trace", help="its id, or the beginning of it")]),
+    Command(
+        "traces export",
+        "whole traces as chat JSONL on stdout",
+        "traces:traces_export",
+        [*FILTERS, arg("--split", choices=["train", "calibration"], help="only those of this split; default: all")],
+    ),
     Command("dataset build", "verified training rows from the traces", "learning:dataset_build", [arg("--seed", type=int, default=0)]),
     Command(
         "train",
