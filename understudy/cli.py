@@ -78,7 +78,12 @@ COMMANDS = [
         "traces:traces_export",
         [*FILTERS, arg("--split", choices=["train", "calibration"], help="only those of this split; default: all")],
     ),
-    Command("dataset build", "verified training rows from the traces", "learning:dataset_build", [arg("--seed", type=int, default=0)]),
+    Command(
+        "dataset build",
+        "verified training rows from the traces",
+        "learning:dataset_build",
+        [arg("--seed", type=int, default=0), arg("--unverified", action="store_true", help="imported traces without recovered passages or support too")],
+    ),
     Command(
         "train",
         "QLoRA fine-tuning on the newest dataset; resumable",
