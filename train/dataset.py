@@ -55,8 +55,8 @@ def build_dataset(workspace: Workspace, seed: int, unverified: bool = False) -> 
 
 
 def is_teaching(trace: Trace) -> bool:
-    """Whether a trace comes from a teacher: never the student's own unreviewed answers."""
-    return trace.source != "model" or "teacher" in trace.metadata
+    """Whether a trace comes from a teacher, simulated or escalated to: never the student's own unreviewed answers."""
+    return trace.source != "model" or "teacher" in trace.metadata or "escalated" in trace.metadata
 
 
 def verify_traces(traces: list[Trace], chunks: dict[str, Chunk], unverified_k: int = 0) -> tuple[list[Source], list[dict[str, str]]]:

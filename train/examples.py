@@ -161,9 +161,9 @@ def questions_of(trace: Trace, mix: Mix, rng: random.Random) -> list[str]:
 
 
 def planned_query(trace: Trace) -> str:
-    """The search query of the trace's first step; empty where nobody planned."""
-    step = trace.steps[0]
-    return str(step.parsed.get("query") or step.text) if step.name == "plan" else ""
+    """The first search query of a trace; empty where nobody planned."""
+    step = next((step for step in trace.steps if step.name == "plan"), None)
+    return str(step.parsed.get("query") or step.text) if step else ""
 
 
 def whole_quotes(trace: Trace, chunks: dict[str, Chunk]) -> list[str]:

@@ -63,6 +63,20 @@ COMMANDS = [
     Command("traces ls", "the newest traces, newest last", "traces:traces_ls", [*FILTERS, arg("--limit", type=int, default=50, help="default: 50")]),
     Command("traces show", "one run as a tree, with passages, quotes and timings", "traces:traces_show", [arg("trace", help="its id, or the beginning of it")]),
     Command(
+        "traces simulate",
+        "a teacher writes questions about the chunks and answers them; resumable",
+        "traces:traces_simulate",
+        [
+            arg("--teacher", default="teacher", help="a configured remote, or base; default: the remote called teacher"),
+            arg("--questions", type=int, default=100, metavar="N", help="traces to keep, in all runs together; default: 100"),
+            arg("--calls", type=int, metavar="N", help="model calls to spend at most, in all runs together"),
+            arg("--tokens", type=int, metavar="N", help="prompt and completion tokens after which no call is begun, in all runs together"),
+            arg("--unanswerable", type=float, default=0.2, metavar="SHARE", help="share of questions meant to find no answer; default: 0.2"),
+            arg("--concurrency", type=int, default=4, metavar="N", help="questions in flight at once; default: 4"),
+            arg("--seed", type=int, default=0),
+        ],
+    ),
+    Command(
         "traces import",
         "experts' answers, or another system's calls, become traces",
         "traces:traces_import",

@@ -6,12 +6,20 @@ import json
 import sys
 from argparse import Namespace
 from collections import deque
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from understudy.commands import Outcome, printable, report, workspace_of
 from understudy.errors import NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
+
+STOPPED = {
+    "questions": "all that were asked for",
+    "chunks": "every chunk was visited",
+    "calls": "the budget of calls is reached: a larger --calls goes on",
+    "tokens": "the budget of tokens is reached: a larger --tokens goes on",
+}
 
 
 def traces_ls(args: Namespace) -> Outcome:
@@ -62,6 +70,33 @@ def traces_import(args: Namespace) -> Outcome:
         lines.append(f"{result['unverified']} of them are unverified: `dataset build` leaves them out unless told --unverified")
     named = [f"skipped {row['id']} (row {row['line']})" if "id" in row else f"skipped row {row['line']}" for row in result["skipped"]]
     return Outcome(result, lines + [printable(f"{name}: {row['reason']}") for name, row in zip(named, result["skipped"], strict=True)])
+
+
+def traces_simulate(args: Namespace) -> Outcome:
+    """Let a teacher write and answer questions."""
+    from rag.recorded import Budget
+    from rag.retrieve import open_retriever
+    from rag.simulate import Plan, simulate
+    from serve.command import engine_for
+    from understudy.commands.wiring import resolve
+
+    workspace = workspace_of(args)
+    if args.teacher != "base" and args.teacher not in workspace.config.remotes:
+        raise UsageError(f"{args.teacher} is no teacher", "name one of `remotes` in understudy.yaml, or base; an adapter would learn from its own answers")
+    if not 0 <= args.unanswerable < 1 or min(args.questions, args.concurrency) < 1:
+        raise UsageError("there is nothing to simulate", "--questions and --concurrency are at least 1, --unanswerable is a share from 0 to less than 1")
+    plan = Plan(args.questions, args.unanswerable, Budget(args.calls, args.tokens), args.concurrency, args.seed)
+    retriever = open_retriever(workspace)
+    with nullcontext() if args.teacher in workspace.config.remotes else engine_for(workspace, report) as engine:
+        result = simulate(workspace, resolve(workspace, args.teacher, engine), retriever, plan, show_progress)
+    kept, tokens = result["kept"], result["tokens"]
+    lines = [
+        f"{kept['answerable'] + kept['unanswerable']} traces kept ({kept['unanswerable']} without an answer), {sum(result['rejected'].values())} rejected;"
+        f" {result['calls']} calls, {tokens['prompt']} + {tokens['completion']} tokens; {STOPPED[result['stopped']]}",
+        *(f"rejected {count}: {reason}" for reason, count in result["rejected"].items()),
+        f"report: {result['report']}",
+    ]
+    return Outcome(result, lines)
 
 
 def traces_export(args: Namespace) -> Outcome:
