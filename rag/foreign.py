@@ -36,6 +36,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
     "ai": "assistant",
 }
+PATIENCE = 5000  # milliseconds to find a MongoDB server in, unless the URL says otherwise
 QUESTION_KEYS = ("question", "query", "input", "user_input")
 CONTEXT_KEYS = ("context", "contexts", "documents", "source_documents", "passages")
 ANSWER_KEYS = ("answer", "output", "result", "response", "text", "content")
@@ -264,9 +265,11 @@ def collection_rows(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
     place, _, query = url.partition("?")
     options = [option for option in query.split("&") if option]
     names = [unquote(option.removeprefix("collection=")) for option in options if option.startswith("collection=")]
-    kept = "&".join(option for option in options if not option.startswith("collection="))
+    kept = [option for option in options if not option.startswith("collection=")]
+    if not any(option.lower().startswith("serverselectiontimeoutms=") for option in kept):
+        kept.append(f"serverSelectionTimeoutMS={PATIENCE}")
     try:
-        with pymongo.MongoClient[dict[str, Any]](f"{place}?{kept}" if kept else place, serverSelectionTimeoutMS=5000) as client:
+        with pymongo.MongoClient[dict[str, Any]](f"{place}?{'&'.join(kept)}") as client:
             database = client.get_default_database()
             if len(names) != 1 or not names[0]:
                 raise UsageError("the URL names no collection", "write mongodb://HOST/DATABASE?collection=NAME")
