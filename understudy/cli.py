@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -204,19 +203,21 @@ def _quieten() -> None:
 
 
 def _show(outcome: object, as_json: bool) -> int:
-    from understudy.commands import Outcome
+    from understudy.commands import Outcome, json_text
 
     assert isinstance(outcome, Outcome)
-    text = json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2) if as_json else "\n".join(outcome.lines)
+    text = json_text({"schema_version": 1, **outcome.result}, indent=2) if as_json else "\n".join(outcome.lines)
     if text:
         print(text, flush=True)
     return outcome.exit_code
 
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
+    from understudy.commands import json_text, printable
+
     if as_json:
-        print(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False))
-    sys.stderr.write(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else ""))
+        print(json_text({"error": {"code": code, "message": message, "remedy": remedy}}))
+    sys.stderr.write(printable(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else "")))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -186,8 +187,7 @@ def test_answers_that_do_not_hold_are_not_kept(workspace: Workspace, retriever: 
     limited = workspace.root / "understudy.yaml"
     limited.write_text("agent: {max_rounds: 1}\nretrieval: {k: 1}\n")
     narrow = create_workspace(str(workspace.root))
-    one = Retriever(retriever.index, retriever.embedder, retriever.chunks, retriever.page_starts, narrow.config.retrieval, "default")
-    result = simulate(narrow, teacher.model, one, plan(unanswerable=0.0), show_progress)
+    result = simulate(narrow, teacher.model, replace(retriever, settings=narrow.config.retrieval), plan(unanswerable=0.0), show_progress)
     reasons = {
         row["document"]: row["reason"] for row in json.loads((narrow.root / result["report"]).read_text())["rejections"] if "duplicate" not in row["reason"]
     }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from understudy.cli import build_parser
-from understudy.commands import Outcome
+from understudy.commands import Outcome, json_text
 from understudy.commands.trace_view import MARK, trace_lines
 from understudy.errors import NotFoundError, UsageError
 from understudy.records import Chunk, Document, Message, Step, Trace, Usage
@@ -126,3 +129,10 @@ def test_splits_are_exported_apart(workspace: Workspace, trace: Trace) -> None:
 
     assert (exported(), exported("--split", "calibration"), exported("--split", "train")) == ("012", "1", "02")
     assert exported("--outcome", "abstained") == ""
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_on_a_terminal_is_inert_and_the_same(value: dict[str, str]) -> None:
+    text = json_text(value | {"hostile": HOSTILE}, indent=2)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert json.loads(text) == value | {"hostile": HOSTILE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -28,6 +29,12 @@ def report(line: str) -> None:
     """A line of progress, on stderr so that --json output stays clean."""
     sys.stderr.write(f"  {line}\n")
     sys.stderr.flush()
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON that a terminal may show: what `printable` would take out is escaped, so that reading it back gives the same value."""
+    lines = json.dumps(value, ensure_ascii=False, indent=indent).split("\n")
+    return "\n".join(line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line) for line in lines)
 
 
 def printable(text: str) -> str:

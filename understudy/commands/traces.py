@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections import deque
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, json_text, printable, report, workspace_of
 from understudy.errors import NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
@@ -106,7 +105,7 @@ def traces_export(args: Namespace) -> Outcome:
     result = export_traces(workspace_of(args), filter_of(args), args.split)
     for row in result["skipped"]:
         report(f"skipped {row['trace_id'][:12]}: {row['reason']}")
-    return Outcome(result, [json.dumps(row, ensure_ascii=False) for row in result["traces"]])
+    return Outcome(result, [json_text(row) for row in result["traces"]])
 
 
 def filter_of(args: Namespace) -> TraceFilter:
