@@ -20,7 +20,7 @@ from understudy.records import Chunk, Document, Message, Step, Trace, Usage
 from understudy.workspace import Workspace, create_workspace
 
 Make = Callable[..., Trace]
-HOSTILE = "\x1b]0;owned\x07\x1b[31mred\u202e\x9b2J"
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\u202e\x9b2J\x7f"
 
 
 @pytest.fixture

@@ -34,7 +34,12 @@ def report(line: str) -> None:
 def json_text(value: object, indent: int | None = None) -> str:
     """JSON that a terminal may show: what `printable` would take out is escaped, so that reading it back gives the same value."""
     lines = json.dumps(value, ensure_ascii=False, indent=indent).split("\n")
-    return "\n".join(line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line) for line in lines)
+    return "\n".join(line if line.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in line) for line in lines)
+
+
+def _escaped(character: str) -> str:
+    """As JSON writes it where it may use ASCII only; DEL, which it leaves, too."""
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
 
 def printable(text: str) -> str:
