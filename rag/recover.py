@@ -79,35 +79,40 @@ def recover(calls: list[Call], prompts: Prompts) -> tuple[list[Recovered], list[
     Calls on one question belong together: a score about another call's text is its validation, and a call that was
     shown no passage, where another was, planned the search. Of several answers the best scored, then the last, is taken.
     """
+    shown = {call.line: prompts.shown(call.prompt) for call in calls}
     groups: dict[str, list[tuple[str, Call]]] = defaultdict(list)
     skipped = []
     for call in calls:
-        question = question_of(call, bool(prompts.shown(call.prompt)))
+        question = question_of(call, bool(shown[call.line]))
         if question:
             groups[" ".join(question.lower().split())].append((question, call))
         else:
             skipped.append((call.line, "no question was found in its prompt"))
     recovered = []
     for group in groups.values():
-        chosen, rest = _chosen([call for _, call in group], group[0][0], prompts)
+        chosen = _chosen([call for _, call in group], group[0][0], shown)
         recovered.append(chosen)
-        skipped += rest
+        used = {call.line for call in (chosen.answer, chosen.plan, chosen.verdict) if call}
+        skipped += [(call.line, "another call on the same question was taken") for _, call in group if call.line not in used]
     return recovered, sorted(skipped)
 
 
-def _chosen(calls: list[Call], question: str, prompts: Prompts) -> tuple[Recovered, list[tuple[int, str]]]:
-    shown = {call.line: prompts.shown(call.prompt) for call in calls}
-    verdicts = [call for call in calls if verdict_of(call.text) is not None and any(_judges(call, other) for other in calls)]
+def _chosen(calls: list[Call], question: str, shown: dict[int, list[str]]) -> Recovered:
+    """The best answer among the calls on one question, with the planning and judging that belong to it; `shown` is by line."""
+    prompts = {call.line: _flat(call.prompt) for call in calls if verdict_of(call.text) is not None}
+
+    def judges(verdict: Call, answer: Call) -> bool:
+        return answer.line not in prompts and _flat(answer.text) in prompts[verdict.line]
+
+    verdicts = [call for call in calls if call.line in prompts and any(judges(call, other) for other in calls)]
     others = [call for call in calls if call not in verdicts]
     answers = [call for call in others if shown[call.line]] or others
     plans = [call for call in others if call not in answers]
     judged = [
-        Recovered(question, answer, shown[answer.line], plans[-1] if plans else None, next((v for v in reversed(verdicts) if _judges(v, answer)), None))
+        Recovered(question, answer, shown[answer.line], plans[-1] if plans else None, next((v for v in reversed(verdicts) if judges(v, answer)), None))
         for answer in answers
     ]
-    best = max(enumerate(judged), key=lambda pair: (pair[1].score or 0.0, pair[0]))[1]
-    used = {id(best.answer), id(best.plan), id(best.verdict)}
-    return best, [(call.line, "another call on the same question was taken") for call in calls if id(call) not in used]
+    return max(enumerate(judged), key=lambda pair: (pair[1].score or 0.0, pair[0]))[1]
 
 
 def question_of(call: Call, shows_passages: bool) -> str:
@@ -214,11 +219,6 @@ def verdict_of(text: str) -> float | None:
     return parse_score(str(value) if isinstance(value, int | float) else text)
 
 
-def _judges(verdict: Call, answer: Call) -> bool:
-    """Whether one call's prompt holds what another wrote."""
-    return verdict is not answer and " ".join(answer.text.split()) in " ".join(verdict.prompt.split())
-
-
 def _citations(answer: str, quotes: list[str], shown: list[Chunk], page_starts: dict[str, list[int]]) -> list[Citation]:
     """The quotes that are verbatim in the passages shown, else the sentence of theirs that supports the answer."""
     found = [citation for quote in quotes if (citation := locate(quote, shown, page_starts))]
@@ -249,3 +249,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

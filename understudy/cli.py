@@ -203,20 +203,20 @@ def _quieten() -> None:
 
 
 def _show(outcome: object, as_json: bool) -> int:
-    from understudy.commands import Outcome, json_text
+    from understudy.commands import Outcome, inert_json
 
     assert isinstance(outcome, Outcome)
-    text = json_text({"schema_version": 1, **outcome.result}, indent=2) if as_json else "\n".join(outcome.lines)
+    text = inert_json({"schema_version": 1, **outcome.result}) if as_json else "\n".join(outcome.lines)
     if text:
         print(text, flush=True)
     return outcome.exit_code
 
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
-    from understudy.commands import json_text, printable
+    from understudy.commands import inert_json, printable
 
     if as_json:
-        print(json_text({"error": {"code": code, "message": message, "remedy": remedy}}))
+        print(inert_json({"error": {"code": code, "message": message, "remedy": remedy}}, indent=None))
     sys.stderr.write(printable(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else "")))
 
 

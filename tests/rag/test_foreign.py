@@ -181,6 +181,12 @@ def test_other_chunks_than_ours_are_found_in_the_prompt(retriever: Retriever) ->
     assert citation.document == "kiln.txt"
 
 
+def test_answers_that_are_numbers_are_no_verdicts_on_each_other(retriever: Retriever) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{n} {ASKED}"}, {"role": "assistant", "content": text}]} for n, text in enumerate(("1", "0.9"))]
+    trace = traces_of(rows, retriever)["When is the kiln fired?"]
+    assert (trace.answer, trace.score) == ("0.9", None)
+
+
 def test_nothing_is_built_from_a_serialised_object(tmp_path: Path) -> None:
     """LangChain's loader would make the object that a document names; here it is a message of an unknown kind."""
     hostile = {"lc": 1, "type": "constructor", "id": ["subprocess", "Popen"], "kwargs": {"args": ["touch", str(tmp_path / "made")], "content": KILN}}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.cli import build_parser
-from understudy.commands import Outcome, json_text
+from understudy.commands import Outcome, inert_json
 from understudy.commands.trace_view import MARK, trace_lines
 from understudy.errors import NotFoundError, UsageError
 from understudy.records import Chunk, Document, Message, Step, Trace, Usage
@@ -133,6 +133,6 @@ def test_splits_are_exported_apart(workspace: Workspace, trace: Trace) -> None:
 
 @given(st.dictionaries(st.text(), st.text()))
 def test_json_on_a_terminal_is_inert_and_the_same(value: dict[str, str]) -> None:
-    text = json_text(value | {"hostile": HOSTILE}, indent=2)
+    text = inert_json(value | {"hostile": HOSTILE})
     assert all(c.isprintable() or c == "\n" for c in text)
     assert json.loads(text) == value | {"hostile": HOSTILE}

@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from understudy.commands import Outcome, json_text, printable, report, workspace_of
+from understudy.commands import Outcome, inert_json, printable, report, workspace_of
 from understudy.errors import NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
@@ -105,7 +105,7 @@ def traces_export(args: Namespace) -> Outcome:
     result = export_traces(workspace_of(args), filter_of(args), args.split)
     for row in result["skipped"]:
         report(f"skipped {row['trace_id'][:12]}: {row['reason']}")
-    return Outcome(result, [json_text(row) for row in result["traces"]])
+    return Outcome(result, [inert_json(row, indent=None) for row in result["traces"]])
 
 
 def filter_of(args: Namespace) -> TraceFilter:
