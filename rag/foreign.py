@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
@@ -37,6 +37,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "ai": "assistant",
 }
 PATIENCE = 5000  # milliseconds to find a MongoDB server in, unless the URL says otherwise
+LATEST = 1e11  # seconds since the epoch; a larger number counts milliseconds
 QUESTION_KEYS = ("question", "query", "input", "user_input")
 CONTEXT_KEYS = ("context", "contexts", "documents", "source_documents", "passages")
 ANSWER_KEYS = ("answer", "output", "result", "response", "text", "content")
@@ -100,7 +101,7 @@ def read_call(row: dict[str, Any], number: int, kind: Format) -> Call:
     readers = {"chat": _chat, "openai": _openai, "langsmith": _langsmith, "langchain-cache": _langchain_cache}
     try:
         call = readers[kind](row, number)
-    except (AttributeError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (AttributeError, KeyError, IndexError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(f"it is not of the format {kind} ({type(error).__name__}: {error})") from error
     if not call.text.strip():
         raise ValueError("the model wrote nothing")
@@ -125,7 +126,7 @@ def _openai(row: dict[str, Any], number: int) -> Call:
         model=str(response.get("model") or request.get("model") or ""),
         usage=Usage(prompt_tokens=int(usage.get("prompt_tokens") or 0), completion_tokens=int(usage.get("completion_tokens") or 0)),
         finish_reason=str(choice.get("finish_reason") or ""),
-        asked_at=float(response.get("created") or 0),
+        asked_at=_seconds(response.get("created")),
     )
 
 
@@ -141,8 +142,8 @@ def _langsmith(row: dict[str, Any], number: int) -> Call:
         number,
         read_messages(given),
         _answer_of(outputs),
-        question=next((inputs[key] for key in QUESTION_KEYS if isinstance(inputs.get(key), str)), ""),
-        context="\n\n".join(text for value in context for text in _texts(value)),
+        question=_content(next((inputs[key] for key in QUESTION_KEYS if isinstance(inputs.get(key), str)), "")),
+        context=_content([text for value in context for text in _texts(value)]),
         model=str(invocation.get("model") or invocation.get("model_name") or inputs.get("model") or ""),
         usage=Usage(prompt_tokens=int(row.get("prompt_tokens") or 0), completion_tokens=int(row.get("completion_tokens") or 0)),
         finish_reason="stop" if row.get("status", "success") == "success" else "",
@@ -177,7 +178,7 @@ def _langchain_cache(row: dict[str, Any], number: int) -> Call:
 def read_messages(value: Any) -> list[Message]:
     """Messages in OpenAI's form, in LangChain's serialised form, or a plain prompt; empty ones (tool calls) are left out."""
     if isinstance(value, str):
-        return [Message(role="user", content=value)]
+        return [Message(role="user", content=_content(value))]
     if value and isinstance(value[0], list):
         return read_messages(value[0])  # a batch of one
     messages = []
@@ -212,10 +213,10 @@ def _answer_of(outputs: dict[str, Any]) -> str:
 
 
 def _content(value: Any) -> str:
-    """A message's content: text, or parts of which the texts are kept."""
+    """A message's content: text, or parts of which the texts are kept; halves of surrogate pairs, which JSON can hold and UTF-8 cannot, become ?."""
     if isinstance(value, list):
-        return "\n".join(part if isinstance(part, str) else str(part.get("text") or "") for part in value)
-    return value if isinstance(value, str) else ""
+        value = "\n".join(part if isinstance(part, str) else str(part.get("text") or "") for part in value)
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _texts(value: Any) -> list[str]:
@@ -234,13 +235,15 @@ def _body(value: Any) -> dict[str, Any]:
 
 
 def _seconds(value: Any) -> float:
-    """A time stamp in ISO form, or as seconds or milliseconds since the epoch; 0 where there is none."""
+    """A time stamp in ISO form (UTC unless it says otherwise), or as seconds or milliseconds since the epoch; 0 where there is none."""
     if isinstance(value, str):
         try:
-            return datetime.fromisoformat(value).timestamp()
+            when = datetime.fromisoformat(value)
         except ValueError:
             return 0.0
-    return float(value) / (1000 if value > 1e11 else 1) if isinstance(value, int | float) else 0.0
+        value = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    seconds = float(value) / (1000 if value > LATEST else 1) if isinstance(value, int | float) else 0.0
+    return seconds if 0 < seconds < LATEST else 0.0
 
 
 def _object_id_seconds(value: Any) -> float:

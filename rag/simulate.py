@@ -190,7 +190,7 @@ def fault_of(trace: Trace, question: WrittenQuestion, chunks: dict[str, Chunk], 
     if not question.quote:
         return None if trace.abstained else "answered, though it was written to find no answer"
     shown = {chunk_id for step in trace.steps if step.name == "retrieve" for chunk_id in step.passage_ids}
-    if not any(find_quote(question.quote, chunks[chunk_id].text) for chunk_id in shown):
+    if not any(find_quote(question.quote, chunks[chunk_id].text) for chunk_id in shown & chunks.keys()):
         return "retrieval does not find the passage it was written about"
     if trace.abstained:
         return "the teacher abstained"

@@ -153,14 +153,14 @@ def find_support(answer: str, passages: list[Passage]) -> list[str]:
     return [sentence]
 
 
-def export_traces(workspace: Workspace, where: TraceFilter, split: str | None = None) -> dict[str, Any]:
-    """Chat JSONL rows of whole traces (of one split) under `traces`, and under `skipped` those that give none, with the reason."""
+def export_traces(workspace: Workspace, where: TraceFilter, split: Split = "train") -> dict[str, Any]:
+    """Chat JSONL rows of one split's whole traces under `traces`, and under `skipped` those that give none, with the reason."""
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     for trace in workspace.store.traces(config.tenant, where):
-        if split and trace.metadata.get("split", "train") != split:
+        if trace.metadata.get("split", "train") != split:
             continue
         try:
             rows += chat_rows(trace, chunks, config.retrieval.k)

@@ -89,7 +89,7 @@ COMMANDS = [
         "traces export",
         "whole traces as chat JSONL on stdout",
         "traces:traces_export",
-        [*FILTERS, arg("--split", choices=["train", "calibration"], help="only those of this split; default: all")],
+        [*FILTERS, arg("--split", choices=["train", "calibration"], default="train", help="splits are never mixed; default: train")],
     ),
     Command(
         "dataset build",

@@ -57,14 +57,14 @@ def traces_of(rows: list[dict[str, Any]], retriever: Retriever) -> dict[str, Tra
     return {one.question: imported_trace(one, retriever, "train") for one in found}
 
 
-def test_what_langchain_kept_in_mongodb_becomes_traces(workspace: Workspace) -> None:
-    """Of the semantic cache, whose documents have `text`; imported twice, which changes nothing."""
-    for _ in range(2):
-        result = import_traces(workspace, DATA / "langchain-semantic-cache.jsonl", "train", show_progress)
+def test_what_langchain_kept_in_mongodb_becomes_traces(workspace: Workspace, retriever: Retriever) -> None:
+    """Of the semantic cache, whose documents have `text`."""
+    result = import_traces(workspace, DATA / "langchain-semantic-cache.jsonl", "train", show_progress)
     assert (result["format"], result["imported"], result["unverified"], result["skipped"]) == ("langchain-cache", 5, 2, [])
     traces = {trace.question: trace for trace in workspace.store.traces("default", TraceFilter(source="imported"))}
-    assert len(traces) == len(list(workspace.store.traces("default"))) == 5
     check(traces)
+    again = traces_of([row for _, row in rows_of(DATA / "langchain-semantic-cache.jsonl")], retriever)
+    assert {trace.id for trace in again.values()} == {trace.id for trace in traces.values()}  # importing again replaces them
 
 
 def test_the_exact_cache_is_read_as_well(retriever: Retriever) -> None:
@@ -185,6 +185,26 @@ def test_answers_that_are_numbers_are_no_verdicts_on_each_other(retriever: Retri
     rows = [{"messages": [{"role": "user", "content": f"{n} {ASKED}"}, {"role": "assistant", "content": text}]} for n, text in enumerate(("1", "0.9"))]
     trace = traces_of(rows, retriever)["When is the kiln fired?"]
     assert (trace.answer, trace.score) == ("0.9", None)
+
+
+@pytest.mark.parametrize("created", [float("inf"), float("nan"), 10**400, -5, True, "soon", None])
+def test_a_time_that_is_none_is_unknown(created: object) -> None:
+    with suppress(ValueError):  # a number beyond all floats is no row of this format
+        row = {"request": {"messages": [{"role": "user", "content": ASKED}]}, "response": reply(KILN, created=created)}
+        assert read_call(row, 1, "openai").asked_at in (0.0, 1.0)
+
+
+def test_a_naive_time_is_utc() -> None:
+    row = SHAPES["langsmith chain"][1]
+    assert read_call(row | {"start_time": "2026-01-02T03:04:05"}, 1, "langsmith").asked_at == 1767323045.0
+
+
+def test_broken_characters_can_be_stored(retriever: Retriever, workspace: Workspace) -> None:
+    row = json.loads('{"inputs": {"question": "When is it fired? \\ud83d"}, "outputs": {"answer": "At seven \\ude00.", "context": "c \\ud800"}}')
+    [trace] = traces_of([row], retriever).values()
+    workspace.store.put_trace(trace)
+    assert workspace.store.trace(trace.id) == trace
+    assert trace.question == "When is it fired? ?"
 
 
 def test_nothing_is_built_from_a_serialised_object(tmp_path: Path) -> None:
