@@ -27,13 +27,12 @@ from understudy.records import Chunk, Citation, Message, Passage, Question, Spli
 from understudy.workspace import Workspace
 
 
-def keep_trace(workspace: Workspace, trace: Trace) -> Trace:
-    """Store a finished trace, the one way in: redacted first; the spans of what ran here go out after. Returns it as stored."""
+def keep_trace(workspace: Workspace, trace: Trace) -> None:
+    """Store a finished trace, the one way in: redacted first; the spans of what ran here go out after."""
     kept = redactor_of(workspace.config.redaction).trace(trace)
     workspace.store.put_trace(kept)
     if kept.source == "model":
         send_trace(workspace.config.telemetry, kept)
-    return kept
 
 
 def import_traces(
@@ -89,7 +88,8 @@ def _import_calls(
     unverified = 0
     with progress("importing", len(found)) as bar:
         for recovered in found:
-            trace = keep_trace(workspace, imported_trace(recovered, retriever, split))
+            trace = imported_trace(recovered, retriever, split)
+            keep_trace(workspace, trace)
             unverified += "unverified" in trace.metadata
             bar.advance()
     return {"imported": len(found), "unverified": unverified, "skipped": [{"line": line, "reason": reason} for line, reason in sorted(skipped + left)]}
