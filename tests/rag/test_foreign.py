@@ -18,6 +18,7 @@ from rag.recover import Prompts, imported_trace, is_abstention, question_of, rea
 from rag.retrieve import Retriever, open_retriever
 from rag.traces import import_traces
 from tests.conftest import MODELS
+from understudy.cli import COMMANDS
 from understudy.errors import StorageError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
@@ -220,6 +221,12 @@ def test_nothing_is_built_from_a_serialised_object(tmp_path: Path) -> None:
 def test_an_unknown_format_is_named(row: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="no format known"):
         detect_format(row)
+
+
+def test_the_command_line_knows_every_format() -> None:
+    [command] = [command for command in COMMANDS if command.words == "traces import"]
+    [choices] = [options["choices"] for names, options in command.arguments if names == ("--format",)]
+    assert choices == list(FORMATS)
 
 
 def test_an_empty_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
