@@ -1,45 +1,98 @@
-"""Experts' answers become traces: retrieval runs for real, quotes are located, the source is `expert`. Traces become chat JSONL."""
+"""What comes into the store as a trace, and goes out as chat JSONL.
+
+Experts' answers become traces over real retrieval, their quotes located; other systems' calls are recovered by rag/recover.py.
+"""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rag.citations import find_quote, locate
+from rag.citations import locate
 from rag.eval.questions import read_questions
+from rag.foreign import Format, collection_rows, detect_format, is_collection, read_call, rows_of
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, answer_target, plan_messages
+from rag.recover import DEPTH, Prompts, best_support, imported_trace, recover
+from rag.redaction import redactor_of
 from rag.retrieve import Retriever, document_order, open_retriever
+from rag.telemetry import send_trace
 from understudy.config import require_file
 from understudy.digests import digest_of
-from understudy.errors import UnderstudyError
+from understudy.errors import StorageError, UnderstudyError
 from understudy.progress import Progress
-from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace
+from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace, TraceFilter
 from understudy.workspace import Workspace
 
-DEPTH = 20  # passages retrieved for an expert's trace: the distractors of training come from them
+
+def keep_trace(workspace: Workspace, trace: Trace) -> None:
+    """Store a finished trace, the one way in: redacted first; the spans of what ran here go out after."""
+    kept = redactor_of(workspace.config.redaction).trace(trace)
+    workspace.store.put_trace(kept)
+    if kept.source == "model":
+        send_trace(workspace.config.telemetry, kept)
 
 
-def import_traces(workspace: Workspace, file: Path, split: Split, progress: Callable[[str, int], Progress]) -> dict[str, Any]:
-    """Import a question file as expert traces; the result is the command's JSON.
+def import_traces(
+    workspace: Workspace, source: Path | str, split: Split, progress: Callable[[str, int], Progress], kind: Format | None = None
+) -> dict[str, Any]:
+    """Import experts' answers or another system's calls; the result is the command's JSON.
 
-    Rows without an answer, or whose answer no passage supports, are skipped with the reason. Importing again changes nothing.
+    `source` is a file, or the URL of a MongoDB collection; its format is seen from its first row unless `kind` says it.
+    Rows that cannot become a trace are skipped with the reason. Importing again changes nothing.
     """
-    questions = read_questions(require_file(file))
+    rows = collection_rows(str(source)) if is_collection(str(source)) else rows_of(require_file(Path(source)))
+    first = next(rows, None)
+    if first is None:
+        raise StorageError("there is nothing in it to import", "give a question file, chat JSONL, or a log of calls")
+    chosen = kind or detect_format(first[1])
     retriever = open_retriever(workspace)
+    if chosen == "questions":
+        result = _import_questions(workspace, read_questions(Path(source)), retriever, split, progress)
+    else:
+        result = _import_calls(workspace, chain([first], rows), chosen, retriever, split, progress)
+    return {**result, "format": chosen, "split": split, "generation": retriever.generation}
+
+
+def _import_questions(
+    workspace: Workspace, questions: list[Question], retriever: Retriever, split: Split, progress: Callable[[str, int], Progress]
+) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
-    imported = 0
     with progress("importing", len(questions)) as bar:
         for line, question in enumerate(questions, 1):
             try:
-                workspace.store.put_trace(expert_trace(question, retriever, split))
-                imported += 1
+                keep_trace(workspace, expert_trace(question, retriever, split))
             except UnsupportedAnswer as error:
                 skipped.append({"line": line, "id": question.id, "reason": error.message})
             bar.advance()
-    return {"imported": imported, "skipped": skipped, "split": split, "generation": retriever.generation}
+    return {"imported": len(questions) - len(skipped), "unverified": 0, "skipped": skipped}
+
+
+def _import_calls(
+    workspace: Workspace,
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    kind: Format,
+    retriever: Retriever,
+    split: Split,
+    progress: Callable[[str, int], Progress],
+) -> dict[str, Any]:
+    calls, skipped = [], []
+    for line, row in rows:
+        try:
+            calls.append(read_call(row, line, kind))
+        except ValueError as error:
+            skipped.append((line, str(error)))
+    found, left = recover(calls, Prompts(retriever.chunks.values()))
+    unverified = 0
+    with progress("importing", len(found)) as bar:
+        for recovered in found:
+            trace = imported_trace(recovered, retriever, split)
+            keep_trace(workspace, trace)
+            unverified += "unverified" in trace.metadata
+            bar.advance()
+    return {"imported": len(found), "unverified": unverified, "skipped": [{"line": line, "reason": reason} for line, reason in sorted(skipped + left)]}
 
 
 class UnsupportedAnswer(UnderstudyError):
@@ -94,26 +147,21 @@ def _locate_all(quotes: list[str], passages: list[Passage], retriever: Retriever
 
 def find_support(answer: str, passages: list[Passage]) -> list[str]:
     """The sentence of the passages that shares most words with an answer that came without quotes; raises UnsupportedAnswer below half."""
-    wanted = set(re.findall(r"\w+", answer.lower()))
-    best, share = "", 0.0
-    for passage in passages:
-        for sentence in re.split(r"(?<=[.!?])\s+", passage.chunk.text):
-            words = set(re.findall(r"\w+", sentence.lower()))
-            overlap = len(wanted & words) / max(1, len(wanted))
-            if overlap > share and find_quote(sentence, passage.chunk.text):
-                best, share = sentence.strip(), overlap
-    if share < 0.5:
+    sentence = best_support(answer, [passage.chunk.text for passage in passages])
+    if not sentence:
         raise UnsupportedAnswer("no retrieved sentence supports the answer, and no quote was given")
-    return [best]
+    return [sentence]
 
 
-def export_traces(workspace: Workspace, source: str | None) -> dict[str, Any]:
-    """Chat JSONL rows of whole traces under `traces`, and under `skipped` those that give none, with the reason."""
+def export_traces(workspace: Workspace, where: TraceFilter, split: Split = "train") -> dict[str, Any]:
+    """Chat JSONL rows of one split's whole traces under `traces`, and under `skipped` those that give none, with the reason."""
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    for trace in workspace.store.traces(config.tenant, source):
+    for trace in workspace.store.traces(config.tenant, where):
+        if trace.metadata.get("split", "train") != split:
+            continue
         try:
             rows += chat_rows(trace, chunks, config.retrieval.k)
         except UnsupportedAnswer as error:

@@ -30,18 +30,19 @@ ACCEPTED_SCORE = 0.5  # a trace validated below this teaches nothing
 FIREWORKS_MINIMUM = 3  # rows
 
 
-def build_dataset(workspace: Workspace, seed: int) -> dict[str, Any]:
-    """Build the dataset of the workspace's expert traces; the result is the command's JSON.
+def build_dataset(workspace: Workspace, seed: int, unverified: bool = False) -> dict[str, Any]:
+    """Build the dataset of the traces of experts, teachers and other systems; the result is the command's JSON.
 
-    The same traces, corpus and seed give the same digest, and an existing dataset is reused.
+    Imported traces without recovered passages or support take part where `unverified` asks for them. The same
+    traces, corpus and seed give the same digest, and an existing dataset is reused.
     Raises NotFoundError where there are no traces, UnderstudyError where none of them may teach.
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
-    traces = [trace for trace in workspace.store.traces(config.tenant) if trace.source == "expert"]
+    traces = [trace for trace in workspace.store.traces(config.tenant) if is_teaching(trace)]
     if not traces:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
-    sources, ledger = verify_traces(traces, chunks)
+    sources, ledger = verify_traces(traces, chunks, config.retrieval.k if unverified else 0)
     examples = build_examples(sources, chunks, Mix(k=config.retrieval.k), seed)
     if not examples:
         raise UnderstudyError("no trace may teach: " + _reasons(ledger), "see the reasons above; `understudy traces ls` lists the traces")
@@ -53,8 +54,15 @@ def build_dataset(workspace: Workspace, seed: int) -> dict[str, Any]:
     return {**summary_of(folder), "dataset": digest, "path": workspace.relative(folder), "rejected": dict(Counter(row["reason"] for row in ledger))}
 
 
-def verify_traces(traces: list[Trace], chunks: dict[str, Chunk]) -> tuple[list[Source], list[dict[str, str]]]:
+def is_teaching(trace: Trace) -> bool:
+    """Whether a trace comes from a teacher, simulated or escalated to: never the student's own unreviewed answers."""
+    return trace.source != "model" or "teacher" in trace.metadata or "escalated" in trace.metadata
+
+
+def verify_traces(traces: list[Trace], chunks: dict[str, Chunk], unverified_k: int = 0) -> tuple[list[Source], list[dict[str, str]]]:
     """The traces that may teach, and a ledger row for each that may not.
+
+    An unverified one is shown the best `unverified_k` passages of its retrieval, for want of a known support; 0 leaves all of them out.
 
     Rows may only show passages of documents that the traces themselves cite or ask about: what is kept for
     evaluation is never seen in training, not even as a distractor.
@@ -62,7 +70,7 @@ def verify_traces(traces: list[Trace], chunks: dict[str, Chunk]) -> tuple[list[S
     ledger: list[dict[str, str]] = []
     kept = []
     for trace in traces:
-        reason = rejection(trace, chunks)
+        reason = rejection(trace, chunks, unverified_k > 0)
         if reason:
             ledger.append({"trace_id": trace.id, "question": trace.question, "reason": reason})
         else:
@@ -73,20 +81,29 @@ def verify_traces(traces: list[Trace], chunks: dict[str, Chunk]) -> tuple[list[S
         allowed[splits[trace.id]] |= {citation.document_id for citation in trace.citations}
     sources = []
     for trace in kept:
-        shown = next((step.passage_ids for step in trace.steps if step.name == "retrieve"), [])
+        shown = dict.fromkeys(chunk_id for step in trace.steps if step.name == "retrieve" for chunk_id in step.passage_ids)
         retrieved = [c for c in shown if c in chunks and chunks[c].document_id in allowed[splits[trace.id]]]
-        support = sorted({citation.chunk_id for citation in trace.citations}, key=lambda c: (chunks[c].document, chunks[c].start))
+        cited = {citation.chunk_id for citation in trace.citations}
+        if "unverified" in trace.metadata and not cited:
+            cited = set(retrieved[:unverified_k])
+            if not cited:
+                ledger.append({"trace_id": trace.id, "question": trace.question, "reason": "unverified, and no passage that a row may show"})
+                continue
+        support = sorted(cited, key=lambda c: (chunks[c].document, chunks[c].start))
         sources.append(Source(trace, retrieved, tuple(support), splits[trace.id]))
     return sources, ledger
 
 
-def rejection(trace: Trace, chunks: dict[str, Chunk]) -> str | None:
+def rejection(trace: Trace, chunks: dict[str, Chunk], unverified: bool = False) -> str | None:
     """Why a trace may not teach, or None."""
+    is_unverified = "unverified" in trace.metadata
+    if is_unverified and not unverified:
+        return "unverified"
     if not trace.complete:
         return "incomplete"
     if trace.score is not None and trace.score < ACCEPTED_SCORE:
         return "validated below the threshold"
-    if not trace.abstained and not trace.citations:
+    if not trace.abstained and not trace.citations and not is_unverified:
         return "no citation"
     for citation in trace.citations:
         chunk = chunks.get(citation.chunk_id)

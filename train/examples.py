@@ -62,7 +62,7 @@ def build_examples(sources: list[Source], chunks: dict[str, Chunk], mix: Mix, se
         place_unanswered(sets, chosen, chunks, mix, rng)
         for passage_set in sets:
             examples += rows_of_set(passage_set, chunks, mix, rng)
-        examples += [plan_row(source) for source in chosen if source.trace.steps[0].name == "plan"]
+        examples += [plan_row(source) for source in chosen if planned_query(source.trace)]
     return examples
 
 
@@ -156,8 +156,14 @@ def rows_of_set(passage_set: PassageSet, chunks: dict[str, Chunk], mix: Mix, rng
 
 def questions_of(trace: Trace, mix: Mix, rng: random.Random) -> list[str]:
     """The question, and its keywords where the expert gave a search query: another way to ask the same."""
-    keywords = trace.steps[0].text if trace.steps[0].name == "plan" else ""
+    keywords = planned_query(trace)
     return [trace.question, keywords] if keywords and rng.random() < mix.keyword_questions else [trace.question]
+
+
+def planned_query(trace: Trace) -> str:
+    """The first search query of a trace; empty where nobody planned."""
+    step = next((step for step in trace.steps if step.name == "plan"), None)
+    return str(step.parsed.get("query") or step.text) if step else ""
 
 
 def whole_quotes(trace: Trace, chunks: dict[str, Chunk]) -> list[str]:
@@ -198,7 +204,7 @@ def plan_row(source: Source) -> Example:
         task="plan",
         question=trace.question,
         passage_ids=[],
-        target=trace.steps[0].text,
+        target=planned_query(trace),
         split=source.split,
         kind="plan",
         trace_id=trace.id,

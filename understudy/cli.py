@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +28,16 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
 
 
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
+FILTERS = [
+    arg("--source", choices=["expert", "model", "imported"]),
+    arg("--model", help="a resolved name, or an adapter's name for all its digests"),
+    arg("--contains", metavar="TEXT", help="in the question, whatever the case"),
+    arg("--min-score", type=float, metavar="SCORE"),
+    arg("--max-score", type=float, metavar="SCORE"),
+    arg("--since", metavar="TIME", help="from this day or time on: 2026-11-21, 2026-11-21T14:30 (UTC)"),
+    arg("--until", metavar="TIME", help="before this day or time"),
+    arg("--outcome", choices=["answered", "abstained", "incomplete"]),
+]
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
     Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
@@ -50,16 +59,44 @@ COMMANDS = [
             arg("--start", action="store_true", help="start the engine for this question if none is running"),
         ],
     ),
+    Command("traces ls", "the newest traces, newest last", "traces:traces_ls", [*FILTERS, arg("--limit", type=int, default=50, help="default: 50")]),
+    Command("traces show", "one run as a tree, with passages, quotes and timings", "traces:traces_show", [arg("trace", help="its id, or the beginning of it")]),
+    Command(
+        "traces simulate",
+        "a teacher writes questions about the chunks and answers them; resumable",
+        "traces:traces_simulate",
+        [
+            arg("--teacher", default="teacher", help="a configured remote, or base; default: the remote called teacher"),
+            arg("--questions", type=int, default=100, metavar="N", help="traces to keep, in all runs together; default: 100"),
+            arg("--calls", type=int, metavar="N", help="model calls to spend at most, in all runs together"),
+            arg("--tokens", type=int, metavar="N", help="prompt and completion tokens after which no call is begun, in all runs together"),
+            arg("--unanswerable", type=float, default=0.2, metavar="SHARE", help="share of questions meant to find no answer; default: 0.2"),
+            arg("--concurrency", type=int, default=4, metavar="N", help="questions in flight at once; default: 4"),
+            arg("--seed", type=int, default=0),
+        ],
+    ),
     Command(
         "traces import",
-        "experts' answers (a question file) become traces over real retrieval",
-        "answers:traces_import",
-        [arg("file"), arg("--split", choices=["train", "calibration"], default="train", help="calibration: never trained on")],
+        "experts' answers, or another system's calls, become traces",
+        "traces:traces_import",
+        [
+            arg("source", metavar="FILE", help="a question file, a log of calls, or mongodb://HOST/DATABASE?collection=NAME"),
+            arg("--format", choices=["questions", "chat", "openai", "langsmith", "langchain-cache"], help="default: seen from the first row"),
+            arg("--split", choices=["train", "calibration"], default="train", help="calibration: never trained on"),
+        ],
     ),
-    Command("traces export", "whole traces as chat JSONL on stdout", "answers:traces_export", [arg("--source", choices=["expert", "model", "imported"])]),
-    Command("traces ls", "the traces, oldest first", "answers:traces_ls", [arg("--source", choices=["expert", "model", "imported"])]),
-    Command("traces show", "one trace, step by step", "answers:traces_show", [arg("trace", help="its id, or the beginning of it")]),
-    Command("dataset build", "verified training rows from the traces", "learning:dataset_build", [arg("--seed", type=int, default=0)]),
+    Command(
+        "traces export",
+        "whole traces as chat JSONL on stdout",
+        "traces:traces_export",
+        [*FILTERS, arg("--split", choices=["train", "calibration"], default="train", help="splits are never mixed; default: train")],
+    ),
+    Command(
+        "dataset build",
+        "verified training rows from the traces",
+        "learning:dataset_build",
+        [arg("--seed", type=int, default=0), arg("--unverified", action="store_true", help="imported traces without recovered passages or support too")],
+    ),
     Command(
         "train",
         "QLoRA fine-tuning on the newest dataset; resumable",
@@ -166,19 +203,21 @@ def _quieten() -> None:
 
 
 def _show(outcome: object, as_json: bool) -> int:
-    from understudy.commands import Outcome
+    from understudy.commands import Outcome, inert_json
 
     assert isinstance(outcome, Outcome)
-    text = json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2) if as_json else "\n".join(outcome.lines)
+    text = inert_json({"schema_version": 1, **outcome.result}) if as_json else "\n".join(outcome.lines)
     if text:
         print(text, flush=True)
     return outcome.exit_code
 
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
+    from understudy.commands import inert_json, printable
+
     if as_json:
-        print(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False))
-    sys.stderr.write(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else ""))
+        print(inert_json({"error": {"code": code, "message": message, "remedy": remedy}}, indent=None))
+    sys.stderr.write(printable(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else "")))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from understudy.errors import NotFoundError, UsageError
 
@@ -90,6 +91,36 @@ class Evaluate(Section):
     seed: int = Field(0, description="seed of the bootstrap")
 
 
+class Redaction(Section):
+    """What is taken out of traces before they are stored; a placeholder such as [email] takes its place."""
+
+    email: bool = Field(False, description="e-mail addresses")
+    phone: bool = Field(False, description="telephone numbers")
+    patterns: dict[str, str] = Field(default_factory=dict, description="regular expressions of your own, by the name of their placeholder")
+
+    @field_validator("patterns")
+    @classmethod
+    def _are_usable(cls, patterns: dict[str, str]) -> dict[str, str]:
+        import regex
+
+        for name, pattern in patterns.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) or name in ("email", "phone"):
+                raise ValueError(f"{name!r} cannot name a pattern: use small letters, digits, - and _; email and phone are taken")
+            try:
+                if regex.compile(pattern).search("", timeout=1):
+                    raise ValueError(f"the pattern {name} matches nothing at all, so it would match everywhere")
+            except regex.error as error:
+                raise ValueError(f"the pattern {name} is not a regular expression: {error}") from error
+        return patterns
+
+
+class Telemetry(Section):
+    """OpenTelemetry spans of finished runs."""
+
+    otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s]+)?$", description="where spans go, for example http://127.0.0.1:4318; empty: nowhere")
+    content: bool = Field(False, description="send questions, prompts and answers too")
+
+
 class Config(Section):
     """Everything a workspace can set."""
 
@@ -102,6 +133,8 @@ class Config(Section):
     agent: Agent = Agent()
     serve: Serve = Serve()
     evaluate: Evaluate = Evaluate()
+    redaction: Redaction = Redaction()
+    telemetry: Telemetry = Telemetry()
     remotes: dict[str, Endpoint] = Field(default_factory=dict, description="named OpenAI-compatible endpoints, for --models and teachers")
 
 

@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "reports"
 
     @property
+    def simulations(self) -> Path:
+        """simulations/DIGEST/: what a teacher was asked and wrote, call by call, and the report."""
+        return self.root / "simulations"
+
+    @property
     def calibrations(self) -> Path:
         """calibrations/NAME/: of models without an adapter; an adapter's lies beside its weights."""
         return self.root / "calibrations"

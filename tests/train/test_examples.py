@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from rag.prompts import ABSTENTION
-from train.dataset import assign_splits, rejection, verify_traces
+from train.dataset import assign_splits, is_teaching, rejection, verify_traces
 from train.examples import Mix, build_examples, change_number, supports
 from understudy.records import Chunk, Trace
 
@@ -101,3 +101,29 @@ def test_a_changed_number_is_another_number() -> None:
     assert change_number("no digits", rng) is None
     for _ in range(50):
         assert change_number("within 15 days", rng) != "within 15 days"
+
+
+def test_only_teachers_teach(make_trace) -> None:  # type: ignore[no-untyped-def]
+    own = make_trace("q?", None, None, "", [], source="model")
+    assert not is_teaching(own)
+    assert is_teaching(own.model_copy(update={"metadata": {"teacher": "frontier"}}))
+    assert is_teaching(own.model_copy(update={"source": "imported"}))
+
+
+def test_unverified_traces_teach_only_where_they_are_asked_for(make_document, make_trace) -> None:  # type: ignore[no-untyped-def]
+    traces, chunks = corpus(make_document, make_trace)
+    listed = list(chunks.values())
+    marked = {"source": "imported", "metadata": {"unverified": "no passage"}}
+    foreign = [make_trace(f"Who waits for item {i}?", "Its owner.", None, "", listed[i:], **marked) for i in range(4)]
+    sources, ledger = verify_traces([*traces, *foreign], chunks)
+    assert len(sources) == len(traces)
+    assert [row["reason"] for row in ledger] == ["unverified"] * 4
+    sources, ledger = verify_traces([*traces, *foreign], chunks, unverified_k=2)
+    assert ledger == []
+    assert [source.support for source in sources[-4:]] == [tuple(c.id for c in listed[i : i + 2]) for i in range(4)]
+    examples = build_examples(sources, chunks, Mix(k=2), seed=0)
+    taught = [e for e in examples if e.trace_id == foreign[0].id and e.task == "answer" and e.target != ABSTENTION]
+    assert {e.target for e in taught} == {"Answer: Its owner."}
+    assert all(e.passage_ids == [c.id for c in listed[:2]] for e in taught)
+    sources, ledger = verify_traces(foreign, chunks, unverified_k=2)
+    assert (sources, len(ledger)) == ([], 4)  # documents that no verified trace cites may be kept for evaluation

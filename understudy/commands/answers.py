@@ -1,16 +1,13 @@
-"""ask, and traces import/export/ls/show."""
+"""ask."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from argparse import Namespace
 from contextlib import nullcontext
-from pathlib import Path
 
 from understudy.commands import Outcome, printable, report, workspace_of
-from understudy.errors import EndpointError, NotFoundError
-from understudy.progress import show_progress
+from understudy.errors import EndpointError
 from understudy.records import Step, Trace
 from understudy.workspace import Workspace
 
@@ -40,10 +37,11 @@ def ask(args: Namespace) -> Outcome:
 
 async def _answer(workspace: Workspace, question: str, tools) -> Trace:  # type: ignore[no-untyped-def]
     from rag.agent import run_agent
+    from rag.traces import keep_trace
 
     async with tools.client:
         trace = await run_agent(question, tools)
-    await asyncio.to_thread(workspace.store.put_trace, trace)
+    await asyncio.to_thread(keep_trace, workspace, trace)
     return trace
 
 
@@ -90,44 +88,3 @@ def answer_lines(trace: Trace) -> list[str]:
     )
     lines.append(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}")
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)
-
-
-def traces_import(args: Namespace) -> Outcome:
-    """Import experts' answers."""
-    from rag.traces import import_traces
-
-    result = import_traces(workspace_of(args), Path(args.file), args.split, show_progress)
-    lines = [f"{result['imported']} traces imported ({result['split']})"]
-    return Outcome(result, lines + [f"skipped {row['id']} (row {row['line']}): {row['reason']}" for row in result["skipped"]])
-
-
-def traces_export(args: Namespace) -> Outcome:
-    """Write traces as chat JSONL."""
-    from rag.traces import export_traces
-
-    result = export_traces(workspace_of(args), args.source)
-    for row in result["skipped"]:
-        report(f"skipped {row['trace_id'][:12]}: {row['reason']}")
-    return Outcome(result, [json.dumps(row, ensure_ascii=False) for row in result["traces"]])
-
-
-def traces_ls(args: Namespace) -> Outcome:
-    """List the traces."""
-    workspace = workspace_of(args)
-    traces = list(workspace.store.traces(workspace.config.tenant, args.source))
-    rows = [{"id": t.id, "source": t.source, "model": t.model, "question": t.question, "score": t.score, "complete": t.complete} for t in traces]
-    lines = [printable(f"{t.id[:12]}  {t.source:8} {t.model:24} {'–' if t.score is None else f'{t.score:.2f}'}  {t.question}") for t in traces]
-    return Outcome({"traces": rows}, lines or ["no traces yet"])
-
-
-def traces_show(args: Namespace) -> Outcome:
-    """One trace, step by step."""
-    trace = workspace_of(args).store.trace(args.trace)
-    if trace is None:
-        raise NotFoundError(f"no single trace begins with {args.trace!r}", "`understudy traces ls` lists them")
-    lines = [printable(trace.question), ""]
-    for step in trace.steps:
-        lines.append(f"── {step.name}  {step.model}  {step.seconds:.2f} s  {step.usage.prompt_tokens} + {step.usage.completion_tokens} tokens")
-        lines += [printable(f"[{message.role}] {message.content}") for message in step.messages]
-        lines.append(printable(step.text) if step.text else f"{len(step.passage_ids)} passages")
-    return Outcome(trace.model_dump(), [*lines, "", *answer_lines(trace)])

@@ -10,10 +10,10 @@ from understudy.progress import show_progress
 
 
 def dataset_build(args: Namespace) -> Outcome:
-    """Build the dataset of the expert traces."""
+    """Build the dataset of what teachers answered."""
     from train.dataset import build_dataset
 
-    result = build_dataset(workspace_of(args), args.seed)
+    result = build_dataset(workspace_of(args), args.seed, args.unverified)
     examples, steps = result["examples"], ", ".join(f"{count} {name}" for name, count in sorted(result["by_step"].items()))
     lines = [
         f"dataset {result['dataset'][:12]}: {examples['train']} training rows, {examples['validation']} for validation ({steps});"

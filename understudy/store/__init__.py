@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from understudy.errors import UsageError
-from understudy.records import Chunk, Document, Trace
+from understudy.records import Chunk, Document, Trace, TraceFilter
 
 if TYPE_CHECKING:
     import numpy as np
+
+ANY_TRACE = TraceFilter()
 
 
 class Store(Protocol):
@@ -43,8 +45,8 @@ class Store(Protocol):
     def trace(self, trace_id: str) -> Trace | None:
         """One trace, by its id or a unique prefix of it."""
 
-    def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
-        """Traces of a tenant, oldest first."""
+    def traces(self, tenant: str, where: TraceFilter = ANY_TRACE) -> Iterator[Trace]:
+        """Traces of a tenant that meet a filter, oldest first; filtered by the store and read as they are asked for."""
 
     def close(self) -> None:
         """Release the connection."""
