@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from understudy.errors import UsageError
-from understudy.records import Chunk, Document, Trace
+from understudy.records import CacheEntry, CacheTotals, Chunk, Document, Trace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,10 @@ class Store(Protocol):
         """All documents of a tenant, in source order."""
 
     def remove_document(self, document_id: str) -> int:
-        """Remove a document, its chunks and their embeddings; returns the number of chunks removed."""
+        """Remove a document, its chunks and their embeddings, and the cache entries that cite it; returns the number of chunks removed.
+
+        `add_document` that replaces a document removes as much, in its own transaction.
+        """
 
     def chunks(self, tenant: str | None = None) -> list[Chunk]:
         """All chunks (of a tenant), ordered by document source and ordinal."""
@@ -45,6 +48,42 @@ class Store(Protocol):
 
     def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
         """Traces of a tenant, oldest first."""
+
+    def put_cache_entry(self, entry: CacheEntry, fingerprint: str, vector: np.ndarray) -> bool:
+        """Write an entry, replacing the one of the same id, with its question's float32 unit vector [dim] for one embedder.
+
+        False, and nothing written, where a document that it cites is gone: it may have been removed while the answer was made.
+        """
+
+    def cache_entry(self, entry_id: str) -> CacheEntry | None:
+        """One entry, its observations oldest first; expired ones too."""
+
+    def cache_entries(self, tenant: str, scope: str | None = None) -> list[CacheEntry]:
+        """The entries of a tenant (and scope), oldest first."""
+
+    def cache_vectors(self, tenant: str, scope: str, fingerprint: str, since: float = 0.0) -> tuple[list[str], np.ndarray]:
+        """Entry ids and float32 vectors [n, dim] of one embedder, of entries whose `created_at` is `since` or later, oldest first."""
+
+    def keep_cache_entry(self, entry_id: str, generation: str) -> None:
+        """Note that the entry holds for this corpus generation."""
+
+    def observe_cache(self, entry_id: str, similarity: float, correct: bool) -> None:
+        """Append an observation; atomic, and nothing where the entry is gone."""
+
+    def count_cache_hit(self, entry_id: str, at: float) -> None:
+        """Count a hit on the entry and in its tenant's totals with the seconds it saved; `at` becomes its `used_at`."""
+
+    def count_wrong_hit(self, entry_id: str) -> None:
+        """Count, on the entry and in its tenant's totals, that a hit was wrong."""
+
+    def cache_totals(self, tenant: str) -> CacheTotals:
+        """What the tenant's cache has done."""
+
+    def remove_cache_entries(self, ids: Iterable[str]) -> int:
+        """Remove entries with their vectors and observations; returns how many there were. Totals stay."""
+
+    def trim_cache(self, tenant: str, max_entries: int, now: float) -> int:
+        """Remove the tenant's entries that expired by `now`, then the least recently used beyond `max_entries`; returns how many."""
 
     def close(self) -> None:
         """Release the connection."""

@@ -17,6 +17,7 @@ import numpy as np
 from understudy.errors import StorageError
 from understudy.files import locked
 from understudy.records import Chunk, Document, Trace
+from understudy.store.sqlite_cache import SqliteCache, create_cache
 
 BUSY_MILLISECONDS = 30_000
 
@@ -35,10 +36,10 @@ def _create(connection: apsw.Connection) -> None:
     )
 
 
-MIGRATIONS: list[Callable[[apsw.Connection], None]] = [_create]  # numbered by place, applied once, in order
+MIGRATIONS: list[Callable[[apsw.Connection], None]] = [_create, create_cache]  # numbered by place, applied once, in order
 
 
-class SqliteStore:
+class SqliteStore(SqliteCache):
     """A Store in one file; safe to share between threads, and between processes by SQLite's own locks."""
 
     def __init__(self, path: Path) -> None:
