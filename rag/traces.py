@@ -16,7 +16,7 @@ from understudy.config import require_file
 from understudy.digests import digest_of
 from understudy.errors import UnderstudyError
 from understudy.progress import Progress
-from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace
+from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace, TraceFilter
 from understudy.workspace import Workspace
 
 DEPTH = 20  # passages retrieved for an expert's trace: the distractors of training come from them
@@ -107,13 +107,13 @@ def find_support(answer: str, passages: list[Passage]) -> list[str]:
     return [best]
 
 
-def export_traces(workspace: Workspace, source: str | None) -> dict[str, Any]:
+def export_traces(workspace: Workspace, where: TraceFilter) -> dict[str, Any]:
     """Chat JSONL rows of whole traces under `traces`, and under `skipped` those that give none, with the reason."""
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    for trace in workspace.store.traces(config.tenant, source):
+    for trace in workspace.store.traces(config.tenant, where):
         try:
             rows += chat_rows(trace, chunks, config.retrieval.k)
         except UnsupportedAnswer as error:

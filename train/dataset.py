@@ -19,7 +19,7 @@ from understudy.digests import canonical_json, digest_of
 from understudy.errors import NotFoundError, UnderstudyError
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from understudy.models import model_path
-from understudy.records import Chunk, Example, Message, Trace
+from understudy.records import Chunk, Example, Message, Trace, TraceFilter
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def build_dataset(workspace: Workspace, seed: int) -> dict[str, Any]:
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
-    traces = [trace for trace in workspace.store.traces(config.tenant) if trace.source == "expert"]
+    traces = list(workspace.store.traces(config.tenant, TraceFilter(source="expert")))
     if not traces:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
     sources, ledger = verify_traces(traces, chunks)

@@ -12,6 +12,8 @@ SCHEMA_VERSION = 1
 
 StepName = Literal["plan", "retrieve", "answer", "validate"]
 Split = Literal["train", "calibration", "held-out"]
+TraceSource = Literal["model", "expert", "imported"]
+TraceOutcome = Literal["answered", "abstained", "incomplete"]
 
 
 class Record(BaseModel):
@@ -140,7 +142,7 @@ class Trace(Record):
     citations: list[Citation]
     quotes: list[str] = Field(default_factory=list)  # as emitted, before any check
     score: float | None  # validation score in [0, 1]
-    source: Literal["model", "expert", "imported"]
+    source: TraceSource
     cache: Literal["off", "miss", "exact", "semantic"] = "off"
     model: str = ""  # resolved name of the answering model
     generation: str  # corpus generation retrieved from
@@ -149,6 +151,40 @@ class Trace(Record):
     complete: bool = True
     created_at: float  # seconds since the epoch
     metadata: dict[str, str] = Field(default_factory=dict)  # question file id, split, type
+
+    @property
+    def outcome(self) -> TraceOutcome:
+        """How the run ended."""
+        return "incomplete" if not self.complete else "abstained" if self.abstained else "answered"
+
+
+class TraceFilter(Record):
+    """Which traces are meant: those that meet every condition given."""
+
+    source: TraceSource | None = None
+    model: str | None = None  # a resolved name, or an adapter's name for all its digests
+    contains: str | None = None  # stands in the question, whatever the case of its letters
+    min_score: float | None = None  # bounds are inclusive; a trace without a score meets none
+    max_score: float | None = None
+    since: float | None = None  # seconds since the epoch, inclusive
+    until: float | None = None  # seconds since the epoch, exclusive
+    complete: bool | None = None
+    outcome: TraceOutcome | None = None
+
+    def accepts(self, trace: Trace) -> bool:
+        """Whether a trace meets every condition: what a store's query has to agree with."""
+        score, model = trace.score, trace.model
+        return (
+            self.source in (None, trace.source)
+            and (self.model is None or model == self.model or model.startswith(f"{self.model}@"))
+            and (self.contains is None or self.contains.lower() in trace.question.lower())
+            and (self.min_score is None or (score is not None and score >= self.min_score))
+            and (self.max_score is None or (score is not None and score <= self.max_score))
+            and (self.since is None or trace.created_at >= self.since)
+            and (self.until is None or trace.created_at < self.until)
+            and self.complete in (None, trace.complete)
+            and self.outcome in (None, trace.outcome)
+        )
 
 
 class CacheObservation(Record):

@@ -14,7 +14,7 @@ from rag.prompts import ABSTENTION, answer_messages, parse_answer, plan_messages
 from rag.traces import UnsupportedAnswer, chat_rows, export_traces, import_traces
 from tests.understudy.test_chat import CHATML, make_tokenizer
 from understudy.progress import show_progress
-from understudy.records import Chunk, Message, Step, Trace
+from understudy.records import Chunk, Message, Step, Trace, TraceFilter
 from understudy.workspace import Workspace
 
 PARAGRAPHS = [f"Rule {number} says that the keeper of gate {number}\nwaits {number + 3} days." for number in range(6)]
@@ -101,7 +101,7 @@ def test_what_experts_wrote_is_exported_as_trl_reads_it(corpus_workspace: Worksp
     ]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     import_traces(corpus_workspace, tmp_path / "asked.jsonl", "train", show_progress)
-    result = export_traces(corpus_workspace, "expert")
+    result = export_traces(corpus_workspace, TraceFilter(source="expert"))
     assert result["skipped"] == []
     file = tmp_path / "export.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result["traces"]))
@@ -113,4 +113,4 @@ def test_what_experts_wrote_is_exported_as_trl_reads_it(corpus_workspace: Worksp
     for text, ending in zip(texts, endings, strict=True):
         assert text.rstrip().endswith(f"<|im_start|>assistant\n{ending}<|im_end|>")
     assert "[1] The kiln is fired on Tuesdays at seven. The glaze cools for nine hours." in texts[1]
-    assert export_traces(corpus_workspace, "model") == {"traces": [], "skipped": []}
+    assert export_traces(corpus_workspace, TraceFilter(source="model")) == {"traces": [], "skipped": []}

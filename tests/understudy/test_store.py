@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from understudy.errors import StorageError, UsageError
-from understudy.records import Chunk, Document, Trace
+from understudy.records import Chunk, Document, Trace, TraceFilter
 from understudy.store import Store, open_store
 from understudy.store.sqlite import MIGRATIONS
 
@@ -74,10 +74,60 @@ def test_traces_are_found_by_prefix_and_listed_in_order(store: Store, make_trace
     for trace in (second, first, first):
         store.put_trace(trace)
     assert [t.id for t in store.traces("default")] == ["aa11", "aa22"]
-    assert [t.id for t in store.traces("default", "model")] == ["aa22"]
+    assert [t.id for t in store.traces("default", TraceFilter(source="model"))] == ["aa22"]
     assert store.trace("aa1") == first
     assert store.trace("aa") is None
     assert store.trace("x") is None
+
+
+FILTERS = [
+    {},
+    {"source": "expert"},
+    {"source": "imported"},
+    {"model": "tiny"},
+    {"model": "tiny@0123456789ab"},
+    {"model": "ti"},
+    {"contains": "ÄRGER"},
+    {"contains": "100% of_it"},
+    {"contains": "' OR 1=1 --"},
+    {"contains": "$where"},
+    {"min_score": 0.5},
+    {"max_score": 0.5},
+    {"min_score": 0.4, "max_score": 0.6},
+    {"since": 2.0},
+    {"until": 2.0},
+    {"since": 2.0, "until": 3.0},
+    {"complete": True},
+    {"complete": False},
+    {"outcome": "answered"},
+    {"outcome": "abstained"},
+    {"outcome": "incomplete"},
+    {"outcome": "answered", "source": "model", "min_score": 0.6},
+]
+
+
+@pytest.mark.parametrize("where", FILTERS, ids=str)
+def test_a_filter_means_the_same_to_every_store(store: Store, make_trace: Callable[..., Trace], where: dict[str, object]) -> None:
+    traces = [
+        make_trace("Wer hat Ärger?", "Alle.", None, "", [], id="a", created_at=1.0, score=None),
+        make_trace("Is 100% of_it there?", None, None, "", [], id="b", created_at=2.0, score=0.5, source="model", model="tiny@0123456789ab"),
+        make_trace("Is it 1000 of xit?", "Yes.", None, "", [], id="c", created_at=2.0, score=0.9, source="model", model="tiny"),
+        make_trace("ärger again?", "", None, "", [], id="d", created_at=3.0, score=None, source="model", model="base", complete=False),
+        make_trace("what is $where?", "A key.", None, "", [], id="e", created_at=4.0, score=0.4, source="imported", model="tinyer"),
+    ]
+    for trace in [*reversed(traces), traces[0].model_copy(update={"id": "other", "tenant": "other"})]:
+        store.put_trace(trace)
+    condition = TraceFilter.model_validate(where)
+    assert list(store.traces("default", condition)) == [trace for trace in traces if condition.accepts(trace)]
+
+
+def test_many_traces_are_read_as_they_are_asked_for(store: Store, make_trace: Callable[..., Trace]) -> None:
+    for number in range(230):  # many at one moment: pages must not lose or double any
+        store.put_trace(make_trace(f"question {number}?", None, None, "", [], id=f"{number:04x}", created_at=float(number // 150)))
+    found = store.traces("default")
+    assert next(found).id == "0000"
+    store.put_trace(make_trace("later?", None, None, "", [], id="ffff", created_at=9.0))  # not blocked by the open reading
+    assert [trace.id for trace in found] == [f"{number:04x}" for number in range(1, 230)] + ["ffff"]
 
 
 def test_many_writers_lose_nothing(tmp_path: Path, make_document: Maker) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from understudy.commands import Outcome, printable, report, workspace_of
 from understudy.errors import EndpointError, NotFoundError
 from understudy.progress import show_progress
-from understudy.records import Step, Trace
+from understudy.records import Step, Trace, TraceFilter
 from understudy.workspace import Workspace
 
 LOW_SCORE = 0.5
@@ -105,7 +105,7 @@ def traces_export(args: Namespace) -> Outcome:
     """Write traces as chat JSONL."""
     from rag.traces import export_traces
 
-    result = export_traces(workspace_of(args), args.source)
+    result = export_traces(workspace_of(args), TraceFilter(source=args.source))
     for row in result["skipped"]:
         report(f"skipped {row['trace_id'][:12]}: {row['reason']}")
     return Outcome(result, [json.dumps(row, ensure_ascii=False) for row in result["traces"]])
@@ -114,7 +114,7 @@ def traces_export(args: Namespace) -> Outcome:
 def traces_ls(args: Namespace) -> Outcome:
     """List the traces."""
     workspace = workspace_of(args)
-    traces = list(workspace.store.traces(workspace.config.tenant, args.source))
+    traces = list(workspace.store.traces(workspace.config.tenant, TraceFilter(source=args.source)))
     rows = [{"id": t.id, "source": t.source, "model": t.model, "question": t.question, "score": t.score, "complete": t.complete} for t in traces]
     lines = [printable(f"{t.id[:12]}  {t.source:8} {t.model:24} {'–' if t.score is None else f'{t.score:.2f}'}  {t.question}") for t in traces]
     return Outcome({"traces": rows}, lines or ["no traces yet"])

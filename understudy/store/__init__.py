@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from understudy.errors import UsageError
-from understudy.records import CacheEntry, CacheTotals, Chunk, Document, Trace
+from understudy.records import CacheEntry, CacheTotals, Chunk, Document, Trace, TraceFilter
 
 if TYPE_CHECKING:
     import numpy as np
+
+ANY_TRACE = TraceFilter()
 
 
 class Store(Protocol):
@@ -46,8 +48,8 @@ class Store(Protocol):
     def trace(self, trace_id: str) -> Trace | None:
         """One trace, by its id or a unique prefix of it."""
 
-    def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
-        """Traces of a tenant, oldest first."""
+    def traces(self, tenant: str, where: TraceFilter = ANY_TRACE) -> Iterator[Trace]:
+        """Traces of a tenant that meet a filter, oldest first; filtered by the store and read as they are asked for."""
 
     def put_cache_entry(self, entry: CacheEntry, fingerprint: str, vector: np.ndarray) -> bool:
         """Write an entry, replacing the one of the same id, with its question's float32 unit vector [dim] for one embedder.

@@ -16,10 +16,12 @@ import numpy as np
 
 from understudy.errors import StorageError
 from understudy.files import locked
-from understudy.records import Chunk, Document, Trace
+from understudy.records import Chunk, Document, Trace, TraceFilter
+from understudy.store import ANY_TRACE
 from understudy.store.sqlite_cache import SqliteCache, create_cache
 
 BUSY_MILLISECONDS = 30_000
+PAGE = 100  # traces read at a time
 
 
 def _create(connection: apsw.Connection) -> None:
@@ -48,6 +50,7 @@ class SqliteStore(SqliteCache):
             with locked(path.with_name(f".{path.name}.lock")):  # changing to WAL does not wait for others, it fails
                 self._connection = apsw.Connection(str(path))
                 self._connection.set_busy_timeout(BUSY_MILLISECONDS)
+                self._connection.create_scalar_function("lower_case", _lower_case, 1, deterministic=True)  # SQLite's own knows ASCII only
                 for pragma, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
                     self._connection.pragma(pragma, value)
                 self._migrate()
@@ -121,10 +124,21 @@ class SqliteStore(SqliteCache):
         rows = self._read("SELECT record FROM traces WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2", (trace_id,))
         return Trace.model_validate_json(rows[0][0]) if len(rows) == 1 else None
 
-    def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
-        """See Store."""
-        rows = self._read("SELECT record FROM traces WHERE tenant=?1 AND (?2 IS NULL OR source=?2) ORDER BY created_at, id", (tenant, source))
-        return (Trace.model_validate_json(row[0]) for row in rows)
+    def traces(self, tenant: str, where: TraceFilter = ANY_TRACE) -> Iterator[Trace]:
+        """See Store. Read a page at a time, so that no lock is held and memory stays small between traces."""
+        conditions, bindings = _trace_conditions(where)
+        after = (float("-inf"), "")
+        while True:
+            rows = self._read(
+                "SELECT created_at, id, record FROM traces"
+                f" WHERE {' AND '.join(['tenant=:tenant', '(created_at, id) > (:after, :id)', *conditions])} ORDER BY created_at, id LIMIT {PAGE}",
+                {**bindings, "tenant": tenant, "after": after[0], "id": after[1]},
+            )
+            for row in rows:
+                yield Trace.model_validate_json(row[2])
+            if len(rows) < PAGE:
+                return
+            after = (rows[-1][0], rows[-1][1])
 
     def close(self) -> None:
         """See Store."""
@@ -159,9 +173,33 @@ class SqliteStore(SqliteCache):
                     self._connection.execute("ROLLBACK")
                 raise StorageError(f"the store refused a write: {error}", "run the command again; `understudy doctor` checks the store") from error
 
-    def _read(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _read(self, sql: str, bindings: tuple[Any, ...] | dict[str, Any]) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return list(self._connection.execute(sql, bindings))
             except apsw.Error as error:
                 raise StorageError(f"the store could not be read: {error}", "run `understudy doctor`") from error
+
+
+def _lower_case(*texts: Any) -> str:
+    return str(texts[0]).lower()
+
+
+def _trace_conditions(where: TraceFilter) -> tuple[list[str], dict[str, Any]]:
+    """SQL conditions and their bindings: every value is bound, none is written into the SQL."""
+    score, complete, abstained = "json_extract(record, '$.score')", "json_extract(record, '$.complete')", "json_extract(record, '$.abstained')"
+    model = "json_extract(record, '$.model')"
+    outcomes = {"answered": f"{complete} AND NOT {abstained}", "abstained": f"{complete} AND {abstained}", "incomplete": f"NOT {complete}"}
+    conditions = {
+        "source": "source = :source",
+        "model": f"({model} = :model OR substr({model}, 1, length(:model) + 1) = :model || '@')",
+        "contains": "instr(lower_case(json_extract(record, '$.question')), lower_case(:contains)) > 0",
+        "min_score": f"{score} >= :min_score",
+        "max_score": f"{score} <= :max_score",
+        "since": "created_at >= :since",
+        "until": "created_at < :until",
+        "complete": f"{complete} = :complete",
+        "outcome": f"({outcomes[where.outcome]})" if where.outcome else "",
+    }
+    bindings = where.model_dump(exclude_none=True)
+    return [conditions[name] for name in bindings], bindings
