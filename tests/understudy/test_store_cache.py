@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import apsw
 import numpy as np
 import pytest
 
 from understudy.digests import digest_of
 from understudy.records import CacheEntry, CacheObservation, CacheTotals, Chunk, Citation, Document
-from understudy.store import Store, open_store
-from understudy.store.sqlite import MIGRATIONS
+from understudy.store import Store
 
 Maker = Callable[..., tuple[Document, list[Chunk]]]
 VECTOR = np.array([0.6, 0.8, 0.0], np.float32)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store("sqlite:///store.db", tmp_path)
-    yield opened
-    opened.close()
 
 
 def make_entry(chunk: Chunk, question: str = "when is the kiln fired?", scope: str = "s", **changes: object) -> CacheEntry:
@@ -137,15 +127,3 @@ def test_observations_of_many_threads_are_all_kept(store: Store, chunk: Chunk) -
     found = store.cache_entry(entry.id)
     assert found is not None
     assert len(found.observations) == 20
-
-
-def test_a_store_from_before_the_cache_is_brought_up_to_date(tmp_path: Path, make_document: Maker) -> None:
-    connection = apsw.Connection(str(tmp_path / "store.db"))
-    MIGRATIONS[0](connection)
-    connection.pragma("user_version", 1)
-    connection.close()
-    store = open_store("sqlite:///store.db", tmp_path)
-    document, chunks = make_document("kiln.txt", ["the kiln is fired on Tuesdays"])
-    store.add_document(document, chunks)
-    assert store.put_cache_entry(make_entry(chunks[0]), "e", VECTOR)
-    store.close()

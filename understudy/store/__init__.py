@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from understudy.errors import UsageError
 from understudy.records import CacheEntry, CacheTotals, Chunk, Document, Trace, TraceFilter
+from understudy.store.urls import resolve_url, shown_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,12 @@ class Store(Protocol):
 
     def documents(self, tenant: str) -> list[Document]:
         """All documents of a tenant, in source order."""
+
+    def document_ids(self, tenant: str) -> list[str]:
+        """The ids of a tenant's documents, in source order."""
+
+    def document(self, document_id: str) -> tuple[Document, list[Chunk]] | None:
+        """One document with its chunks in order."""
 
     def remove_document(self, document_id: str) -> int:
         """Remove a document, its chunks and their embeddings, and the cache entries that cite it; returns the number of chunks removed.
@@ -41,6 +48,12 @@ class Store(Protocol):
 
     def embeddings(self, fingerprint: str, ids: Iterable[str]) -> dict[str, np.ndarray]:
         """The embeddings that exist, [windows, dim] each, for one embedder."""
+
+    def fingerprints(self) -> list[str]:
+        """The embedders of which the store holds vectors of chunks or cache entries."""
+
+    def tenants(self) -> list[str]:
+        """Whose documents, traces and cache entries the store holds."""
 
     def put_trace(self, trace: Trace) -> None:
         """Write a trace whole."""
@@ -81,6 +94,9 @@ class Store(Protocol):
     def cache_totals(self, tenant: str) -> CacheTotals:
         """What the tenant's cache has done."""
 
+    def put_cache_totals(self, tenant: str, totals: CacheTotals) -> None:
+        """Set what the tenant's cache has done, as a copy of a store does."""
+
     def remove_cache_entries(self, ids: Iterable[str]) -> int:
         """Remove entries with their vectors and observations; returns how many there were. Totals stay."""
 
@@ -92,10 +108,17 @@ class Store(Protocol):
 
 
 def open_store(url: str, root: Path) -> Store:
-    """The store behind a URL: `sqlite:///relative-or-absolute-path`. Raises UsageError for another scheme."""
+    """The store behind a URL: `sqlite:///PATH` (a relative path is inside `root`), `mongodb://…`, `mongodb+srv://…`, or `env:NAME` for the URL
+    in an environment variable. Raises UsageError for another scheme, StorageError where the store cannot be opened.
+    """
+    url = resolve_url(url)
     scheme, _, rest = url.partition("://")
-    if scheme == "sqlite" and rest.startswith("/"):
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         from understudy.store.sqlite import SqliteStore
 
         return SqliteStore(root / rest[1:])
-    raise UsageError(f"store {url!r} is not supported", "use sqlite:///store.db")
+    if scheme in ("mongodb", "mongodb+srv"):
+        from understudy.store.mongodb import MongoStore
+
+        return MongoStore(url)
+    raise UsageError(f"store {shown_url(url)!r} is not supported", "use sqlite:///store.db or mongodb://host:27017/database")

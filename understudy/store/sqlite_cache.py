@@ -122,6 +122,12 @@ class SqliteCache:
         rows = self._read("SELECT hits, wrong_hits, seconds_saved FROM cache_totals WHERE tenant=?", (tenant,))
         return CacheTotals(hits=rows[0][0], wrong_hits=rows[0][1], seconds_saved=rows[0][2]) if rows else CacheTotals()
 
+    def put_cache_totals(self, tenant: str, totals: CacheTotals) -> None:
+        """See Store."""
+        with self._transaction() as connection:
+            values = (tenant, totals.hits, totals.wrong_hits, totals.seconds_saved)
+            connection.execute("INSERT OR REPLACE INTO cache_totals VALUES(?,?,?,?)", values)
+
     def remove_cache_entries(self, ids: Iterable[str]) -> int:
         """See Store."""
         with self._transaction() as connection:
