@@ -58,12 +58,17 @@ def fresh_database(url: str) -> Iterator[str]:
         client.drop_database(name)
 
 
+def nothing(_command: str) -> bool:
+    """Lose no answer."""
+    return False
+
+
 class Proxy:
     """A TCP proxy in front of a server that can lose an answer: the request is carried out, and the connection closed instead."""
 
     def __init__(self, port: int) -> None:
         self.server_port = port
-        self.lose: Callable[[str], bool] = lambda command: False
+        self.lose: Callable[[str], bool] = nothing
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()

