@@ -39,7 +39,22 @@ COMMANDS = [
     Command("documents ls", "the documents in the corpus", "corpus:documents_ls"),
     Command("documents show", "a document's text, page by page", "corpus:documents_show", [arg("document")]),
     Command("documents rm", "remove documents from the corpus", "corpus:documents_rm", [arg("documents", nargs="+", metavar="DOCUMENT")]),
-    Command("search", "retrieval, with every score", "corpus:search", [arg("query"), arg("-k", type=int, help="passages shown")]),
+    Command(
+        "search",
+        "retrieval, with every score",
+        "retrieval:search",
+        [
+            arg("query"),
+            arg("-k", type=int, help="passages shown"),
+            arg("--where", action="append", default=[], metavar="CONDITION", help="tag=law, document=x.pdf, page<=3, type=…, valid=DATE; may be repeated"),
+            arg("--explain", action="store_true", help="show ranks, contributions, boosts and penalties"),
+        ],
+    ),
+    Command("index ls", "the live index generation and the snapshots", "retrieval:index_ls"),
+    Command("index rebuild", "make the index anew from the store: after a change of embedder or chunk settings, or damage", "retrieval:index_rebuild"),
+    Command("index snapshot", "keep the live generation under a name", "retrieval:index_snapshot", [arg("name")]),
+    Command("index restore", "make a snapshot live, without what was removed since", "retrieval:index_restore", [arg("name")]),
+    Command("index warm", "embed common queries ahead", "retrieval:index_warm", [arg("file", help="a query a line, or a question file (.jsonl)")]),
     Command(
         "ask",
         "a cited answer from the documents",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from understudy.errors import NotFoundError, UsageError
 
@@ -26,6 +26,7 @@ class Models(Section):
 
     base: str = Field("smollm2-135m-instruct", description="the small model that learns the job")
     embedder: str = Field("all-minilm-l6-v2", description="the sentence-transformers model that embeds chunks and questions")
+    embedder_precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 where it is native and measured equal to float32")
 
 
 class Ingest(Section):
@@ -43,6 +44,17 @@ class Retrieval(Section):
     k: int = Field(2, ge=1, le=50, description="passages shown to the model")
     candidates: int = Field(20, ge=1, le=1000, description="taken from each ranking before fusion")
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
+    k_min: int | None = Field(None, ge=1, description="with k_max: fewest passages; the widest gap between scores decides how many, instead of k")
+    k_max: int | None = Field(None, ge=1, le=50, description="with k_min: most passages")
+    mmr: float | None = Field(None, ge=0, le=1, description="maximal marginal relevance: weight of relevance against novelty; unset: off")
+    reranker: str | None = Field(None, description="a cross-encoder in models/ that orders the candidates again; unset: none")
+    stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="documents before valid_from or from valid_until on")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Retrieval:
+        if (self.k_min is None) != (self.k_max is None) or (self.k_min or 0) > (self.k_max or 0):
+            raise ValueError("k_min and k_max are set together, k_min being the smaller")
+        return self
 
 
 class Agent(Section):

@@ -37,6 +37,12 @@ class Store(Protocol):
         `add_document` that replaces a document removes as much, in its own transaction.
         """
 
+    def add_chunks(self, chunks: list[Chunk]) -> None:
+        """Add chunks to documents that exist, beside those they have; chunks of other documents are passed over."""
+
+    def remove_chunks(self, ids: Iterable[str]) -> int:
+        """Remove chunks and their embeddings; returns how many there were."""
+
     def chunks(self, tenant: str | None = None) -> list[Chunk]:
         """All chunks (of a tenant), ordered by document source and ordinal."""
 

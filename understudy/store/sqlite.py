@@ -100,6 +100,23 @@ class SqliteStore(SqliteCache):
             connection.execute("DELETE FROM documents WHERE id=?", (document_id,))
             return int(count[0]) if count else 0
 
+    def add_chunks(self, chunks: list[Chunk]) -> None:
+        """See Store."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO chunks SELECT ?1, id, tenant, ?3, ?4 FROM documents WHERE id=?2",
+                [(c.id, c.document_id, c.ordinal, c.model_dump_json()) for c in chunks],
+            )
+
+    def remove_chunks(self, ids: Iterable[str]) -> int:
+        """See Store."""
+        with self._transaction() as connection:
+            removed = 0
+            for chunk_id in ids:
+                connection.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+                removed += connection.changes()
+            return removed
+
     def chunks(self, tenant: str | None = None) -> list[Chunk]:
         """See Store."""
         rows = self._read(
