@@ -56,6 +56,14 @@ COMMANDS = [
     Command("index restore", "make a snapshot live, without what was removed since", "retrieval:index_restore", [arg("name")]),
     Command("index warm", "embed common queries ahead", "retrieval:index_warm", [arg("file", help="a query a line, or a question file (.jsonl)")]),
     Command(
+        "store copy",
+        "copy every record into another store, verified by digest; resumable",
+        "storage:store_copy",
+        [arg("source", help="a store's URL, or env:NAME for one in a variable"), arg("target", help="the same; empty, or an unfinished copy")],
+    ),
+    Command("store backup", "every record of the workspace in one file", "storage:store_backup", [arg("file")]),
+    Command("store restore", "a backup's records in the workspace's empty store", "storage:store_restore", [arg("file")]),
+    Command(
         "ask",
         "a cited answer from the documents",
         "answers:ask",

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from understudy.errors import NotFoundError, UsageError
+from understudy.store.urls import refuse_secret
 
 FILE_NAME = "understudy.yaml"
 
@@ -105,7 +106,10 @@ class Evaluate(Section):
 class Config(Section):
     """Everything a workspace can set."""
 
-    store: str = Field("sqlite:///store.db", description="where records live; a relative path is inside the workspace")
+    store: str = Field(
+        "sqlite:///store.db",
+        description="where records live: sqlite:///PATH inside the workspace, mongodb://HOST/DATABASE, or env:NAME, a variable that holds the URL",
+    )
     tenant: str = Field("default", description="whose documents and traces commands work on")
     recipe: str = Field("default", description="the training recipe `train` takes when none is named")
     models: Models = Models()
@@ -130,6 +134,8 @@ def load_config(workspace: Path, overrides: list[str] | None = None) -> tuple[Co
         ("command line", _from_arguments(overrides or [])),
     ):
         for key, value in values.items():
+            if key == "store" and origin != "environment" and isinstance(value, str):
+                refuse_secret(value, origin)
             _assign(merged, key, value)
             origins[key] = origin
     try:

@@ -158,6 +158,25 @@ def test_vectors_of_a_chunk_embedded_again_are_the_later_ones(store: Store, make
         assert np.array_equal(store.embeddings("e", [chunks[0].id])[chunks[0].id], vectors)
 
 
+def test_chunks_are_added_beside_those_there_and_removed_with_their_vectors(store: Store, make_document: Maker) -> None:
+    document, chunks = make_document("a.txt", ["one two", "three four"])
+    store.add_document(document, chunks)
+    store.put_embeddings("e", {chunk.id: np.ones((1, 4), np.float32) for chunk in chunks})
+    whole = Chunk(id="c", document_id=document.id, document="a.txt", text=document.text, start=0, end=len(document.text), pages=[1], ordinal=0)
+    foreign = whole.model_copy(update={"id": "d", "document_id": "gone"})
+    for _ in range(2):
+        store.add_chunks([chunks[0], whole, foreign])
+    assert sorted(chunk.id for chunk in store.chunks("default")) == sorted([whole.id, *(c.id for c in chunks)])
+    assert store.chunks_by_id(["c", "d"]) == {"c": whole}
+    ids = [chunk.id for chunk in chunks]
+    assert set(store.embeddings("e", ids)) == set(ids)
+    assert store.remove_chunks([*ids, "d"]) == 2
+    assert store.remove_chunks(ids) == 0
+    assert store.chunks() == [whole]
+    assert store.embeddings("e", ids) == {}
+    assert store.document(document.id) == (document, [whole])
+
+
 HOSTILE = ["$where", "$ne", "a.b", "'; DROP TABLE documents; --", "{'$gt': ''}", ".*", "\x00", "‮", "💥"]
 
 

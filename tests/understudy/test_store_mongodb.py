@@ -257,6 +257,23 @@ def test_what_is_durable_unique_and_expires_is_so_on_the_server(mongodb_url: str
     store.close()
 
 
+def test_two_writers_of_a_documents_chunks_both_have_their_way(standalone: Server, pair: tuple[Pair, Pair]) -> None:
+    (document, chunks), _ = pair
+    proxy = Proxy(standalone.port)
+    with fresh_database(standalone.url) as url:
+        other = open_store(url, Path())
+        other.add_document(document, chunks)
+        added = [chunks[0].model_copy(update={"id": f"added {n}", "ordinal": 10 + n}) for n in range(2)]
+        store = open_store(url.replace(str(standalone.port), str(proxy.port)) + "?directConnection=true", Path())
+        proxy.lose = Losing(2, lambda: other.add_chunks([added[1]]))  # after the revision and its chunks, before the commit
+        store.add_chunks([added[0]])
+        proxy.lose = nothing
+        assert other.chunks() == [*chunks, *added]
+        store.close()
+        other.close()
+    proxy.close()
+
+
 def test_a_record_that_is_too_large_is_refused(mongodb_url: str, tmp_path: Path, make_document: Maker) -> None:
     store = open_store(mongodb_url, tmp_path)
     document, chunks = make_document("a.txt", ["words"])

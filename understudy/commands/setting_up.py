@@ -14,6 +14,7 @@ from understudy.commands import Outcome, report, workspace_of
 from understudy.config import Config, known_keys
 from understudy.engines import find_engine
 from understudy.errors import UnderstudyError
+from understudy.store.urls import shown_url
 from understudy.workspace import Workspace, create_workspace
 
 
@@ -31,6 +32,7 @@ def config_show(args: Namespace) -> Outcome:
         value: Any = workspace.config
         for part in key.split("."):
             value = getattr(value, part)
+        value = shown_url(value) if key == "store" else value
         value = {name: endpoint.model_dump() for name, endpoint in value.items()} if key == "remotes" else value
         values[key] = {"value": value, "origin": workspace.origins.get(key, "default")}
     return Outcome({"config": values}, [f"{key} = {entry['value']}  ({entry['origin']})" for key, entry in values.items()])

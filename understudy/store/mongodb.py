@@ -13,26 +13,24 @@ import json
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from pymongo import ReplaceOne
 from pymongo.errors import DuplicateKeyError
 from pymongo.operations import DeleteMany
 
 from understudy.digests import digest_of
 from understudy.errors import StorageError
-from understudy.records import Chunk, Document, Trace, TraceFilter
-from understudy.store import ANY_TRACE
+from understudy.records import Chunk, Document
 from understudy.store.mongodb_cache import REMEMBERED, MongoCache
-from understudy.store.mongodb_connection import Connection, Row, equal, packed, unpacked
+from understudy.store.mongodb_connection import Connection, Row, batched, equal, packed, put, unpacked
+from understudy.store.mongodb_traces import MongoTraces
 
 ABANDONED_SECONDS = 3600.0  # an unfinished write older than this is no longer going on
-PAGE = 100  # traces read at a time
 
 
-class MongoStore(MongoCache):
+class MongoStore(MongoTraces, MongoCache):
     """A Store in a MongoDB database; safe to share between threads, processes and machines."""
 
     def __init__(self, url: str) -> None:
@@ -46,14 +44,9 @@ class MongoStore(MongoCache):
         if connection.find("documents", equal(_id=key, id=document.id), ["_id"]):
             return False
         self._sweep()
-        began, revision = time.time(), secrets.token_hex(16)
-        connection.write("revisions", [_put({"_id": revision, "document_id": document.id, "since": began})])
-        connection.write("chunks", [_put(_chunk_row(chunk, revision)) for chunk in chunks])
-        if time.time() - began > ABANDONED_SECONDS / 2:
-            raise StorageError("writing a document took too long to be sure of its parts", "run the command again")
+        revision = self._write_chunks(document.id, chunks)
         row = {name: getattr(document, name) for name in ("id", "tenant", "source_key", "source")}
-        for replaced in self._commit({"_id": key, **row, "revision": revision, "chunks": len(chunks), "record": document.model_dump_json()}):
-            self._discard(replaced, keep=document.id)
+        self._commit({"_id": key, **row, "revision": revision, "chunks": len(chunks), "record": document.model_dump_json()})
         return True
 
     def documents(self, tenant: str) -> list[Document]:
@@ -81,6 +74,20 @@ class MongoStore(MongoCache):
             removed = rows[0]["chunks"]
         return removed
 
+    def add_chunks(self, chunks: list[Chunk]) -> None:
+        """See Store."""
+        for document_id, own in _by_document(chunks).items():
+            self._rewrite(document_id, lambda there, own=own: _joined(there, own))  # type: ignore[misc]
+
+    def remove_chunks(self, ids: Iterable[str]) -> int:
+        """See Store."""
+        there = self.chunks_by_id(ids)
+        for document_id in _by_document(there.values()):
+            self._rewrite(document_id, lambda chunks: [chunk for chunk in chunks if chunk.id not in there])
+        for batch in batched(list(there)):
+            self.connection.delete("embeddings", {"chunk_id": {"$in": batch}})
+        return len(there)
+
     def chunks(self, tenant: str | None = None) -> list[Chunk]:
         """See Store."""
         where = equal(tenant=tenant) if tenant is not None else {}
@@ -104,7 +111,7 @@ class MongoStore(MongoCache):
         requests: list[Any] = []
         for chunk_id, chunk in chunks.items():
             rows = _embedding_rows(fingerprint, chunk, vectors[chunk_id])
-            requests += [_put(row) for row in rows]
+            requests += [put(row) for row in rows]
             requests.append(DeleteMany({"_id": {"$gt": rows[-1]["_id"], "$lt": f"{fingerprint}:{chunk_id};"}}))  # ";" follows ":"
         self.connection.write("embeddings", requests)
         owners = {chunk.document_id for chunk in chunks.values()}
@@ -133,36 +140,51 @@ class MongoStore(MongoCache):
         places = ("documents", "traces", "cache")
         return sorted({name for place in places for name in self.connection.run(lambda p=place: self.connection[p].distinct("tenant"))})  # type: ignore[misc]
 
-    def put_trace(self, trace: Trace) -> None:
-        """See Store."""
-        fields = {name: getattr(trace, name) for name in ("tenant", "source", "model", "score", "complete", "outcome", "created_at")}
-        self.connection.write("traces", [_put({"_id": trace.id, **fields, "question": trace.question.lower(), "record": trace.model_dump_json()})])
-
-    def trace(self, trace_id: str) -> Trace | None:
-        """See Store."""
-        rows = self.connection.find("traces", {"_id": {"$gte": trace_id, "$lt": trace_id + "g"}}, ["record"], limit=2)
-        return Trace.model_validate_json(rows[0]["record"]) if len(rows) == 1 else None
-
-    def traces(self, tenant: str, where: TraceFilter = ANY_TRACE) -> Iterator[Trace]:
-        """See Store. Read a page at a time, so that a connection that breaks between traces does no harm."""
-        conditions: list[Row] = [equal(tenant=tenant), *_trace_conditions(where)]
-        after: list[Row] = []
-        while True:
-            rows = self.connection.find(
-                "traces", {"$and": conditions + after}, ["created_at", "record"], sort=[("tenant", 1), ("created_at", 1), ("_id", 1)], limit=PAGE
-            )
-            yield from (Trace.model_validate_json(row["record"]) for row in rows)
-            if len(rows) < PAGE:
-                return
-            moment, last = rows[-1]["created_at"], rows[-1]["_id"]
-            after = [{"$or": [{"created_at": {"$gt": moment}}, {"created_at": moment, "_id": {"$gt": last}}]}]
+    def compact(self) -> None:
+        """See Store. The server's journal, replication log and backups keep what they hold until they roll over."""
+        for name in ("documents", "chunks", "embeddings", "traces", "cache"):
+            self.connection.run(lambda name=name: self.connection.database.command("compact", name, force=True))  # type: ignore[misc]
 
     def close(self) -> None:
         """See Store."""
         self.connection.close()
 
-    def _commit(self, row: Row) -> list[Row]:
-        """Put the row of a document in its place at once, whoever else writes; returns the rows that it replaced."""
+    def _write_chunks(self, document_id: str, chunks: list[Chunk]) -> str:
+        """Write chunks under a new revision, which nobody sees until a document's row names it; returns the revision."""
+        began, revision = time.time(), secrets.token_hex(16)
+        self.connection.write("revisions", [put({"_id": revision, "document_id": document_id, "since": began})])
+        self.connection.write("chunks", [put(_chunk_row(chunk, revision)) for chunk in chunks])
+        if time.time() - began > ABANDONED_SECONDS / 2:
+            raise StorageError("writing a document took too long to be sure of its parts", "run the command again")
+        return revision
+
+    def _rewrite(self, document_id: str, change: Callable[[list[Chunk]], list[Chunk]]) -> None:
+        """Give a document other chunks, unless it is gone; if it is replaced meanwhile, once more from what it is then."""
+        committed = False
+        while not committed:
+            found = next(self._whole(equal(id=document_id), None), None)
+            if found is None:
+                return
+            row, rows = found
+            before = [_chunk(each) for each in rows]
+            after = change(before)
+            if after == before:
+                return
+            revision = self._write_chunks(document_id, after)
+            committed = self._commit({**row, "revision": revision, "chunks": len(after)}, over=row["revision"])
+
+    def _commit(self, row: Row, over: str | None = None) -> bool:
+        """Put the row of a document in its place at once, whoever else writes, and discard what it replaced.
+
+        False, and the row's chunks discarded, where it was to replace the revision `over` and another had done so before.
+        """
+        replaced = self._swap(row, over)
+        for old in replaced if replaced is not None else [row]:
+            self._discard(old, keep=row["id"])
+        return replaced is not None
+
+    def _swap(self, row: Row, over: str | None) -> list[Row] | None:
+        """The rows replaced; None where the row to be replaced was not there."""
         documents, replaced = self.connection["documents"], list[Row]()
         while True:
             here = {"_id": row["_id"]}
@@ -170,6 +192,8 @@ class MongoStore(MongoCache):
             past = [revision for old in previous for revision in (*old["past"], old["revision"])]
             if row["revision"] in past:  # it was applied and the answer lost; others may have replaced it since
                 return replaced
+            if over is not None and [old["revision"] for old in previous] != [over]:
+                return None
             replaced += previous
             try:
                 if not previous:
@@ -236,8 +260,16 @@ class MongoStore(MongoCache):
         return self.connection.find_among("chunks", "revision", [row["revision"] for row in documents])
 
 
-def _put(row: Row) -> ReplaceOne[Row]:
-    return ReplaceOne({"_id": row["_id"]}, row, upsert=True)
+def _joined(there: list[Chunk], more: list[Chunk]) -> list[Chunk]:
+    known = {chunk.id for chunk in there}
+    return there + [chunk for chunk in more if chunk.id not in known]
+
+
+def _by_document(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:
+    found: dict[str, list[Chunk]] = defaultdict(list)
+    for chunk in chunks:
+        found[chunk.document_id].append(chunk)
+    return found
 
 
 def _chunk_row(chunk: Chunk, revision: str) -> Row:
@@ -254,20 +286,3 @@ def _embedding_rows(fingerprint: str, chunk: Chunk, vectors: np.ndarray) -> list
     """One row a window, because a vector index wants one vector a row."""
     owner = {"chunk_id": chunk.id, "document_id": chunk.document_id, "tenant": chunk.tenant, "fingerprint": fingerprint, "windows": len(vectors)}
     return [{"_id": f"{fingerprint}:{chunk.id}:{n:06d}", **owner, "window": n, "vector": packed(vector)} for n, vector in enumerate(vectors)]
-
-
-def _trace_conditions(where: TraceFilter) -> list[Row]:
-    """Queries that compare values: none is read as an operator or a pattern."""
-    model, contains = where.model or "", (where.contains or "").lower()
-    conditions: dict[str, Row] = {
-        "source": equal(source=where.source),
-        "model": {"$or": [equal(model=model), {"model": {"$gte": f"{model}@", "$lt": f"{model}A"}}]},  # "A" follows "@"
-        "contains": {"$expr": {"$gte": [{"$indexOfCP": ["$question", {"$literal": contains}]}, 0]}},
-        "min_score": {"score": {"$gte": where.min_score}},
-        "max_score": {"score": {"$lte": where.max_score}},
-        "since": {"created_at": {"$gte": where.since}},
-        "until": {"created_at": {"$lt": where.until}},
-        "complete": equal(complete=where.complete),
-        "outcome": equal(outcome=where.outcome),
-    }
-    return [conditions[name] for name in where.model_dump(exclude_none=True)]

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import numpy as np
-from pymongo import ReplaceOne
 
 from understudy.records import CacheEntry, CacheObservation, CacheTotals
-from understudy.store.mongodb_connection import Connection, Row, equal, packed, unpacked
+from understudy.store.mongodb_connection import Connection, Row, equal, packed, put, unpacked
 
 REMEMBERED = 32  # latest updates of a row whose repetition is recognised
 
@@ -28,7 +27,7 @@ class MongoCache:
         cited = set(entry.document_ids)
         if self._live(cited) != cited:
             return False
-        self.connection.write("cache", [ReplaceOne({"_id": entry.id}, _row(entry, fingerprint, vector), upsert=True)])
+        self.connection.write("cache", [put(_row(entry, fingerprint, vector))])
         if self._live(cited) != cited:  # removed while we wrote
             self.connection.delete("cache", equal(_id=entry.id))
             return False
@@ -75,7 +74,7 @@ class MongoCache:
 
     def put_cache_totals(self, tenant: str, totals: CacheTotals) -> None:
         """See Store."""
-        self.connection.write("cache_totals", [ReplaceOne({"_id": tenant}, {"_id": tenant, **totals.model_dump()}, upsert=True)])
+        self.connection.write("cache_totals", [put({"_id": tenant, **totals.model_dump()})])
 
     def remove_cache_entries(self, ids: Iterable[str]) -> int:
         """See Store."""

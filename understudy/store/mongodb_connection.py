@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from bson.binary import Binary, BinaryVectorDtype
 from bson.errors import BSONError
-from pymongo import ASCENDING, MongoClient, uri_parser
+from pymongo import ASCENDING, MongoClient, ReplaceOne, uri_parser
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import (
@@ -154,6 +154,11 @@ class Connection:
 def equal(**values: Any) -> Row:
     """A query for equality: a value is compared, never read as operators."""
     return {name: {"$eq": value} for name, value in values.items()}
+
+
+def put(row: Row) -> ReplaceOne[Row]:
+    """The write that leaves exactly this row under its id, however often it is repeated."""
+    return ReplaceOne({"_id": row["_id"]}, row, upsert=True)
 
 
 def packed(vector: np.ndarray) -> Binary:
