@@ -24,6 +24,7 @@ from understudy.errors import StorageError
 from understudy.models import model_path
 from understudy.records import Chunk, Passage
 from understudy.store import Store
+from understudy.store.urls import resolve_url
 from understudy.workspace import Workspace
 
 _EMBEDDING = Lock()
@@ -182,9 +183,18 @@ def open_retriever(workspace: Workspace) -> Retriever:
     if index.chunker != chunker_key(make_chunker(workspace, embedder), embedder):
         raise StorageError("the index was made with other chunk settings", "run `understudy index rebuild`, or set ingest.* back")
     reranker = Reranker(model_path(workspace, config.retrieval.reranker)) if config.retrieval.reranker else None
-    retriever = Retriever(index.generation, index, index.facts, embedder, workspace.store, config.retrieval, config.tenant, reranker)
+    retriever = Retriever(index.generation, open_searcher(workspace, index), index.facts, embedder, workspace.store, config.retrieval, config.tenant, reranker)
     _load_warm_set(workspace, retriever)
     return retriever
+
+
+def open_searcher(workspace: Workspace, index: Index) -> Searcher:
+    """What searches a generation: the database's search nodes where the store's server has them, the local index otherwise."""
+    if not workspace.config.retrieval.server_search or not resolve_url(workspace.config.store).startswith("mongodb"):
+        return index
+    from rag.vector_search import open_server_search
+
+    return open_server_search(workspace.store, index, workspace.config.tenant) or index
 
 
 def warm(workspace: Workspace, queries: list[str]) -> int:

@@ -211,14 +211,17 @@ def make_trace() -> Callable[..., Trace]:
 
 
 @pytest.fixture(scope="session")
-def mongodb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the session's MongoDB server, started when a test first asks for it."""
-    if mongodb.GIVEN:
-        yield mongodb.GIVEN
-        return
+def local_mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mongodb.Server]:
+    """A MongoDB server of the session's own, started when a test first asks for it."""
     server = mongodb.Server(tmp_path_factory.mktemp("mongodb"))
-    yield server.url
+    yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def mongodb_server(request: pytest.FixtureRequest) -> str:
+    """The URL of the MongoDB server to test on: the one given, else the session's own."""
+    return mongodb.GIVEN or str(request.getfixturevalue("local_mongodb").url)
 
 
 @pytest.fixture

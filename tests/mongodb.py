@@ -15,10 +15,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import bson
 import pymongo
 
+OP_MSG = 2013
 GIVEN = os.environ.get("UNDERSTUDY_TEST_MONGODB_URI", "")
 
 
@@ -51,9 +54,9 @@ class Server:
 def fresh_database(url: str) -> Iterator[str]:
     """The URL of a database that nobody else uses, dropped at the end."""
     name = f"understudy_test_{secrets.token_hex(8)}"
-    base, mark, options = url.partition("?")
-    scheme, _, rest = base.partition("://")
-    yield f"{scheme}://{rest.split('/')[0]}/{name}{mark}{options}"
+    parts = urlsplit(url)
+    login = [f"authSource={parts.path[1:] or 'admin'}"] if "@" in parts.netloc and "authSource" not in parts.query else []
+    yield urlunsplit(parts._replace(path=f"/{name}", query="&".join([parts.query, *login] if parts.query else login)))
     with pymongo.MongoClient(url) as client:
         client.drop_database(name)
 
@@ -64,11 +67,12 @@ def nothing(_command: str) -> bool:
 
 
 class Proxy:
-    """A TCP proxy in front of a server that can lose an answer: the request is carried out, and the connection closed instead."""
+    """A TCP proxy in front of a server that can lose an answer (the request is carried out, and the connection closed instead), or give one itself."""
 
     def __init__(self, port: int) -> None:
         self.server_port = port
         self.lose: Callable[[str], bool] = nothing
+        self.answer: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda _request: None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -87,9 +91,13 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self.server_port)) as server:
             while request := _message(client):
+                body = _body(request)
+                if (given := self.answer(body)) is not None:
+                    client.sendall(_reply(request, given))
+                    continue
                 server.sendall(request)
                 answer = _message(server)
-                if not answer or self.lose(_command(request)):
+                if not answer or self.lose(next(iter(body), "")):
                     return
                 client.sendall(answer)
 
@@ -103,9 +111,14 @@ def _message(connection: socket.socket) -> bytes:
         return b""
 
 
-def _command(message: bytes) -> str:
-    """The command of an OP_MSG, whose first section is its document; others are the driver's handshakes."""
-    if struct.unpack("<i", message[12:16])[0] != 2013 or message[20] != 0:
-        return ""
+def _body(message: bytes) -> dict[str, Any]:
+    """The document of an OP_MSG's first section; empty for the driver's handshakes."""
+    if struct.unpack("<i", message[12:16])[0] != OP_MSG or message[20] != 0:
+        return {}
     size = struct.unpack("<i", message[21:25])[0]
-    return next(iter(bson.decode(message[21 : 21 + size])))
+    return bson.decode(message[21 : 21 + size])
+
+
+def _reply(request: bytes, document: dict[str, Any]) -> bytes:
+    content = bytes(5) + bson.encode(document)  # no flags, a section of kind 0
+    return struct.pack("<iiii", 16 + len(content), 0, struct.unpack("<i", request[4:8])[0], OP_MSG) + content

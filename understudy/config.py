@@ -49,6 +49,7 @@ class Retrieval(Section):
     k_max: int | None = Field(None, ge=1, le=50, description="with k_min: most passages")
     mmr: float | None = Field(None, ge=0, le=1, description="maximal marginal relevance: weight of relevance against novelty; unset: off")
     reranker: str | None = Field(None, description="a cross-encoder in models/ that orders the candidates again; unset: none")
+    server_search: bool = Field(True, description="search by MongoDB's search nodes where the store's server has them; false: always by the local index")
     stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="documents before valid_from or from valid_until on")
 
     @model_validator(mode="after")

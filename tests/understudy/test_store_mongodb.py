@@ -274,6 +274,16 @@ def test_two_writers_of_a_documents_chunks_both_have_their_way(standalone: Serve
     proxy.close()
 
 
+def test_a_compacted_store_is_as_it_was(mongodb_url: str, tmp_path: Path, pair: tuple[Pair, Pair]) -> None:
+    store = open_store(mongodb_url, tmp_path)
+    assert isinstance(store, MongoStore)
+    _prepare(store, pair[0])
+    before = _state(store)
+    store.compact()
+    assert _state(store) == before
+    store.close()
+
+
 def test_a_record_that_is_too_large_is_refused(mongodb_url: str, tmp_path: Path, make_document: Maker) -> None:
     store = open_store(mongodb_url, tmp_path)
     document, chunks = make_document("a.txt", ["words"])

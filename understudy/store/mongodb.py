@@ -149,11 +149,14 @@ class MongoStore(MongoTraces, MongoCache):
         """See Store."""
         self.connection.close()
 
-    def _write_chunks(self, document_id: str, chunks: list[Chunk]) -> str:
-        """Write chunks under a new revision, which nobody sees until a document's row names it; returns the revision."""
+    def _write_chunks(self, document_id: str, chunks: list[Chunk], generations: dict[str, list[str]] | None = None) -> str:
+        """Write chunks under a new revision, which nobody sees until a document's row names it; returns the revision.
+
+        `generations` are marks to be kept, by chunk id (rag.vector_search).
+        """
         began, revision = time.time(), secrets.token_hex(16)
         self.connection.write("revisions", [put({"_id": revision, "document_id": document_id, "since": began})])
-        self.connection.write("chunks", [put(_chunk_row(chunk, revision)) for chunk in chunks])
+        self.connection.write("chunks", [put(_chunk_row(chunk, revision) | _marks(generations or {}, chunk)) for chunk in chunks])
         if time.time() - began > ABANDONED_SECONDS / 2:
             raise StorageError("writing a document took too long to be sure of its parts", "run the command again")
         return revision
@@ -170,7 +173,7 @@ class MongoStore(MongoTraces, MongoCache):
             after = change(before)
             if after == before:
                 return
-            revision = self._write_chunks(document_id, after)
+            revision = self._write_chunks(document_id, after, {each["chunk_id"]: each["generations"] for each in rows if "generations" in each})
             committed = self._commit({**row, "revision": revision, "chunks": len(after)}, over=row["revision"])
 
     def _commit(self, row: Row, over: str | None = None) -> bool:
@@ -276,6 +279,10 @@ def _chunk_row(chunk: Chunk, revision: str) -> Row:
     """The text stands outside the record, where a search index can read it."""
     fields = {"chunk_id": chunk.id, "document_id": chunk.document_id, "tenant": chunk.tenant, "ordinal": chunk.ordinal, "text": chunk.text}
     return {"_id": f"{revision}:{chunk.id}", "revision": revision, **fields, "record": chunk.model_dump_json(exclude={"text"})}
+
+
+def _marks(generations: dict[str, list[str]], chunk: Chunk) -> Row:
+    return {"generations": generations[chunk.id]} if chunk.id in generations else {}
 
 
 def _chunk(row: Row) -> Chunk:
