@@ -53,7 +53,16 @@ def test_recipe_faults_come_together() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["mongodb://me:hunter2@host/db", "mongodb+srv://me:hunter2@host/db", "mongodb://host/db?tlsCertificateKeyFilePassword=hunter2", "mongodb://me@host/db"],
+    [
+        "mongodb://me:hunter2@host/db",
+        "mongodb+srv://me:hunter2@host/db",
+        "mongodb://host/db?tlsCertificateKeyFilePassword=hunter2",
+        "mongodb://me@host/db",
+        "mongodb://me:x/hunter2@host/db",
+        "mongodb://me:x?hunter2@host/db",
+        "mongodb://me:x@hunter2@host/db",
+        "mongodb://host/?authMechanismProperties=A:x@hunter2",
+    ],
 )
 def test_a_password_comes_from_the_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for file, overrides in ((f"store: {url}\n", []), ("", [f"store={url}"])):
@@ -65,6 +74,12 @@ def test_a_password_comes_from_the_environment_only(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("UNDERSTUDY_STORE", url)
     assert load_config(tmp_path)[0].store == url
     assert "hunter2" not in shown_url(url)
+
+
+def test_a_url_without_secrets_is_shown_with_its_place() -> None:
+    assert shown_url("mongodb://me:x@a.example:27017,b.example/db?replicaSet=r") == "mongodb://***@a.example:27017,b.example/db"
+    assert shown_url("mongodb://[::1]:27017/") == "mongodb://[::1]:27017/"
+    assert shown_url("sqlite:///some@place.db") == "sqlite:///some@place.db"
 
 
 def test_a_store_in_a_variable_is_named_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

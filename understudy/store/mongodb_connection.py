@@ -76,7 +76,10 @@ class Connection:
             # acknowledged by a majority and read from the primary, whatever the URL says: nothing acknowledged is lost or read stale
             self.client: MongoClient[Row] = MongoClient(url, w="majority", readConcernLevel="majority", readPreference="primary", **options)
         except (InvalidURI, ConfigurationError, ValueError) as error:
-            raise UsageError(f"the store's URL {shown_url(url)} is malformed", "write for example mongodb://host:27017/database") from error
+            fault = "is malformed, or DNS does not know the host" if url.startswith("mongodb+srv") else "is malformed"
+            raise UsageError(
+                f"the store's URL {shown_url(url)} {fault}", "write for example mongodb://host:27017/database; escape a password as %XX"
+            ) from error
         self.database: Mongo = self.client[parsed["database"] or DEFAULT_DATABASE]
         self._migrate()
 

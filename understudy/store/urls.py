@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+import re
 
 from understudy.errors import UsageError
 
 ENVIRONMENT = "env:"
+PLAIN = ("sqlite:", ENVIRONMENT)  # these hold no secret
+HOST = r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d+)?"
 
 
 def resolve_url(url: str) -> str:
@@ -23,15 +25,17 @@ def resolve_url(url: str) -> str:
 
 def has_secret(url: str) -> bool:
     """Whether a URL carries a user's name or password, or options that may be secrets themselves."""
-    parts = _split(url)
-    return "@" in parts.netloc or "password" in parts.query.lower() or "authmechanismproperties" in parts.query.lower()
+    return not url.startswith(PLAIN) and ("@" in url or "password" in url.lower() or "authmechanismproperties" in url.lower())
 
 
 def shown_url(url: str) -> str:
-    """The URL as it may be printed: without its user, password and options."""
-    parts = _split(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, ("***@" if at and credentials else "") + hosts, parts.path, "", "")) if parts.netloc else url.partition("?")[0]
+    """The URL as it may be printed: without its user, password and options, also where they are not escaped as they should be."""
+    if url.startswith(PLAIN):
+        return url
+    scheme, _, rest = url.partition("://")
+    before, at, place = rest.rpartition("@")
+    hosts = None if "?" in before else re.match(rf"{HOST}(,{HOST})*(/[\w.-]*)?(?=$|\?)", place)
+    return f"{scheme}://{'***@' if at else ''}{hosts.group() if hosts else '…'}"
 
 
 def refuse_secret(url: str, place: str) -> None:
@@ -41,10 +45,3 @@ def refuse_secret(url: str, place: str) -> None:
             f"{place}: the store's URL {shown_url(url)} carries a password, and passwords come from the environment only",
             "keep the URL in a variable and write env:NAME, or set UNDERSTUDY_STORE",
         )
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError as error:
-        raise UsageError("the store's URL is malformed", "write for example mongodb://host:27017/database") from error
