@@ -11,40 +11,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rag.chunk import Chunker
-from rag.embed import BATCH, Embedder
-from rag.index import build_index, make_live
+from rag.embed import Embedder
 from rag.load import find_files, load_document
+from rag.reindex import make_chunker, open_embedder, reindex
 from understudy.errors import DocumentError, NotFoundError
-from understudy.models import model_path
-from understudy.progress import Progress
-from understudy.records import Chunk
+from understudy.progress import Progress, show_progress
 from understudy.workspace import Workspace
 
 
 def ingest(workspace: Workspace, paths: list[Path], progress: Callable[[str, int], Progress]) -> dict[str, Any]:
     """Ingest files and folders; the result is the command's JSON. Raises DocumentError when every file is quarantined."""
     began = time.monotonic()
-    config = workspace.config
     files = find_files(paths)
     if not files:
         raise NotFoundError("no documents found there", "name .pdf, .txt or .md files, or a folder that holds some")
-    embedder = Embedder(model_path(workspace, config.models.embedder))
+    embedder = open_embedder(workspace)
     counts, quarantined = _load_files(workspace, files, embedder, progress)
     if len(quarantined) == len(files):
         raise DocumentError("; ".join(f"{q['source']}: {q['reason']}" for q in quarantined), "give files that hold text")
-    chunks = workspace.store.chunks(config.tenant)
-    _embed_missing(workspace, embedder, chunks, progress)
-    vectors = workspace.store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
-    chunks = [chunk for chunk in chunks if chunk.id in vectors]  # a document removed meanwhile is gone
-    generation = build_index(workspace.index, chunks, vectors, embedder.fingerprint)
-    make_live(workspace.index, config.tenant, generation)
+    indexed = reindex(workspace, embedder, progress)
     documents = {kind: counts[kind] for kind in ("added", "updated", "unchanged")}
     return {
         "documents": documents | {"quarantined": quarantined},
-        "chunks": {"added": counts["chunks_added"], "removed": counts["chunks_removed"], "total": len(chunks)},
+        "chunks": {"added": counts["chunks_added"], "removed": counts["chunks_removed"] + indexed.removed, "total": indexed.chunks},
         "pages": counts["pages"],
-        "generation": generation,
+        "generation": indexed.generation,
         "seconds": round(time.monotonic() - began, 2),
     }
 
@@ -57,14 +48,7 @@ def remove_documents(workspace: Workspace, document_ids: list[str]) -> dict[str,
     if chosen - known:
         raise NotFoundError(f"no document {', '.join(sorted(chosen - known))}", "`understudy documents ls` lists them")
     removed = sum(workspace.store.remove_document(document_id) for document_id in sorted(chosen))
-    chunks = workspace.store.chunks(config.tenant)
-    if not chunks:
-        make_live(workspace.index, config.tenant, None)
-        return {"documents": len(chosen), "chunks": removed, "generation": None}
-    embedder = Embedder(model_path(workspace, config.models.embedder))
-    vectors = workspace.store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
-    generation = build_index(workspace.index, chunks, vectors, embedder.fingerprint)
-    make_live(workspace.index, config.tenant, generation)
+    generation = reindex(workspace, open_embedder(workspace), show_progress).generation
     return {"documents": len(chosen), "chunks": removed, "generation": generation}
 
 
@@ -72,7 +56,7 @@ def _load_files(
     workspace: Workspace, files: list[Path], embedder: Embedder, progress: Callable[[str, int], Progress]
 ) -> tuple[dict[str, int], list[dict[str, str]]]:
     config, store = workspace.config, workspace.store
-    chunker = Chunker(embedder.tokenizer_file, config.ingest.chunk_tokens, config.ingest.overlap_tokens)
+    chunker = make_chunker(workspace, embedder)
     known = {document.source_key: document for document in store.documents(config.tenant)}
     chunked = {chunk.id for chunk in store.chunks(config.tenant)}
     counts = dict.fromkeys(("added", "updated", "unchanged", "chunks_added", "chunks_removed", "pages"), 0)
@@ -96,14 +80,3 @@ def _load_files(
             counts["pages"] += document.pages
             bar.advance()
     return counts, quarantined
-
-
-def _embed_missing(workspace: Workspace, embedder: Embedder, chunks: list[Chunk], progress: Callable[[str, int], Progress]) -> None:
-    present = workspace.store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
-    missing = [chunk for chunk in chunks if chunk.id not in present]
-    with progress("embedding", len(missing)) as bar:
-        for start in range(0, len(missing), 4 * BATCH):
-            batch = missing[start : start + 4 * BATCH]
-            vectors = embedder.encode_windows([chunk.text for chunk in batch])
-            workspace.store.put_embeddings(embedder.fingerprint, {chunk.id: v for chunk, v in zip(batch, vectors, strict=True)})
-            bar.advance(len(batch))

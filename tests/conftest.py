@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import mongodb
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine, find_engine
 from understudy.files import write_json
@@ -207,6 +208,27 @@ def make_trace() -> Callable[..., Trace]:
         return Trace.model_validate(values | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def local_mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mongodb.Server]:
+    """A MongoDB server of the session's own, started when a test first asks for it."""
+    server = mongodb.Server(tmp_path_factory.mktemp("mongodb"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def mongodb_server(request: pytest.FixtureRequest) -> str:
+    """The URL of the MongoDB server to test on: the one given, else the session's own."""
+    return mongodb.GIVEN or str(request.getfixturevalue("local_mongodb").url)
+
+
+@pytest.fixture
+def mongodb_url(mongodb_server: str) -> Iterator[str]:
+    """The URL of an empty MongoDB database, dropped after the test."""
+    with mongodb.fresh_database(mongodb_server) as url:
+        yield url
 
 
 @pytest.fixture

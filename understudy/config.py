@@ -6,12 +6,13 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import NotFoundError, UsageError
+from understudy.store.urls import refuse_secret
 
 FILE_NAME = "understudy.yaml"
 
@@ -27,6 +28,7 @@ class Models(Section):
 
     base: str = Field("smollm2-135m-instruct", description="the small model that learns the job")
     embedder: str = Field("all-minilm-l6-v2", description="the sentence-transformers model that embeds chunks and questions")
+    embedder_precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 where it is native and measured equal to float32")
 
 
 class Ingest(Section):
@@ -44,6 +46,18 @@ class Retrieval(Section):
     k: int = Field(2, ge=1, le=50, description="passages shown to the model")
     candidates: int = Field(20, ge=1, le=1000, description="taken from each ranking before fusion")
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
+    k_min: int | None = Field(None, ge=1, description="with k_max: fewest passages; the widest gap between scores decides how many, instead of k")
+    k_max: int | None = Field(None, ge=1, le=50, description="with k_min: most passages")
+    mmr: float | None = Field(None, ge=0, le=1, description="maximal marginal relevance: weight of relevance against novelty; unset: off")
+    reranker: str | None = Field(None, description="a cross-encoder in models/ that orders the candidates again; unset: none")
+    server_search: bool = Field(True, description="search by MongoDB's search nodes where the store's server has them; false: always by the local index")
+    stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="documents before valid_from or from valid_until on")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Retrieval:
+        if (self.k_min is None) != (self.k_max is None) or (self.k_min or 0) > (self.k_max or 0):
+            raise ValueError("k_min and k_max are set together, k_min being the smaller")
+        return self
 
 
 class Agent(Section):
@@ -124,7 +138,10 @@ class Telemetry(Section):
 class Config(Section):
     """Everything a workspace can set."""
 
-    store: str = Field("sqlite:///store.db", description="where records live; a relative path is inside the workspace")
+    store: str = Field(
+        "sqlite:///store.db",
+        description="where records live: sqlite:///PATH inside the workspace, mongodb://HOST/DATABASE, or env:NAME, a variable that holds the URL",
+    )
     tenant: str = Field("default", description="whose documents and traces commands work on")
     recipe: str = Field("default", description="the training recipe `train` takes when none is named")
     models: Models = Models()
@@ -151,6 +168,8 @@ def load_config(workspace: Path, overrides: list[str] | None = None) -> tuple[Co
         ("command line", _from_arguments(overrides or [])),
     ):
         for key, value in values.items():
+            if key == "store" and origin != "environment" and isinstance(value, str):
+                refuse_secret(value, origin)
             _assign(merged, key, value)
             origins[key] = origin
     try:

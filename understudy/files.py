@@ -80,6 +80,12 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's bytes durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -105,8 +111,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield scratch
             for file in scratch.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+                    sync_file(file)
             shutil.rmtree(path, ignore_errors=True)
             scratch.rename(path)
             sync_folder(path.parent)

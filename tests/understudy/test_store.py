@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
 from understudy.errors import StorageError, UsageError
-from understudy.records import Chunk, Document, Trace, TraceFilter
+from understudy.records import Chunk, Document, Step, Trace, TraceFilter
 from understudy.store import Store, open_store
-from understudy.store.sqlite import MIGRATIONS
 
 Maker = Callable[..., tuple[Document, list[Chunk]]]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store("sqlite:///store.db", tmp_path)
-    yield opened
-    opened.close()
 
 
 def test_a_document_added_twice_is_one_document(store: Store, make_document: Maker) -> None:
@@ -130,42 +123,122 @@ def test_many_traces_are_read_as_they_are_asked_for(store: Store, make_trace: Ca
     assert [trace.id for trace in found] == [f"{number:04x}" for number in range(1, 230)] + ["ffff"]
 
 
-def test_many_writers_lose_nothing(tmp_path: Path, make_document: Maker) -> None:
-    def write(number: int) -> None:
-        mine = open_store("sqlite:///store.db", tmp_path)
-        for part in range(5):
-            mine.add_document(*make_document(f"{number}-{part}.txt", [f"words of {number} and {part}"]))
-        mine.close()
+def test_everything_that_a_store_holds_can_be_listed(store: Store, make_document: Maker, make_trace: Callable[..., Trace]) -> None:
+    later, earlier = make_document("b.txt", ["one two", "three four"], tenant="b"), make_document("a.txt", ["five six"], tenant="b")
+    for document, chunks in (later, earlier):
+        store.add_document(document, chunks)
+        store.put_embeddings("e1", {chunks[0].id: np.ones((1, 4), np.float32)})
+    store.put_trace(make_trace("a question?", None, None, "", [], tenant="a"))
+    assert store.tenants() == ["a", "b"]
+    assert store.fingerprints() == ["e1"]
+    assert store.document_ids("b") == [earlier[0].id, later[0].id]
+    assert store.document_ids("a") == []
+    assert store.document(later[0].id) == later
+    assert store.document("none") is None
 
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(open_store("sqlite:///store.db", tmp_path).documents("default")) == 30
+
+def test_a_file_that_moved_is_one_document_at_its_new_place(store: Store, make_document: Maker) -> None:
+    document, chunks = make_document("a.txt", ["one two three"])
+    replaced, replaced_chunks = make_document("b.txt", ["four five six"])
+    store.add_document(document, chunks)
+    store.add_document(replaced, replaced_chunks)
+    moved = document.model_copy(update={"source_key": "/b.txt", "source": "b.txt"})
+    assert store.add_document(moved, chunks) is True
+    assert store.documents("default") == [moved]
+    assert store.chunks() == chunks
+    assert store.chunks_by_id([c.id for c in replaced_chunks]) == {}
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path: Path, make_document: Maker) -> None:
-    store = open_store("sqlite:///store.db", tmp_path)
-    store.add_document(*make_document("a.txt", ["small"]))
-    connection: apsw.Connection = store._connection  # type: ignore[attr-defined]
-    pages = connection.pragma("page_count")
-    connection.pragma("max_page_count", pages)  # SQLite's own way to run out of room
-    with pytest.raises(StorageError, match="disk is full"):
-        store.add_document(*make_document("b.txt", ["x" * 500_000]))
-    assert [d.source for d in store.documents("default")] == ["a.txt"]
+def test_vectors_of_a_chunk_embedded_again_are_the_later_ones(store: Store, make_document: Maker) -> None:
+    document, chunks = make_document("a.txt", ["one two three"])
+    store.add_document(document, chunks)
+    for windows in (3, 1, 2):
+        vectors = np.full((windows, 4), windows, np.float32)
+        store.put_embeddings("e", {chunks[0].id: vectors})
+        assert np.array_equal(store.embeddings("e", [chunks[0].id])[chunks[0].id], vectors)
+
+
+def test_chunks_are_added_beside_those_there_and_removed_with_their_vectors(store: Store, make_document: Maker) -> None:
+    document, chunks = make_document("a.txt", ["one two", "three four"])
+    store.add_document(document, chunks)
+    store.put_embeddings("e", {chunk.id: np.ones((1, 4), np.float32) for chunk in chunks})
+    whole = Chunk(id="c", document_id=document.id, document="a.txt", text=document.text, start=0, end=len(document.text), pages=[1], ordinal=0)
+    foreign = whole.model_copy(update={"id": "d", "document_id": "gone"})
+    for _ in range(2):
+        store.add_chunks([chunks[0], whole, foreign])
+    assert sorted(chunk.id for chunk in store.chunks("default")) == sorted([whole.id, *(c.id for c in chunks)])
+    assert store.chunks_by_id(["c", "d"]) == {"c": whole}
+    ids = [chunk.id for chunk in chunks]
+    assert set(store.embeddings("e", ids)) == set(ids)
+    assert store.remove_chunks([*ids, "d"]) == 2
+    assert store.remove_chunks(ids) == 0
+    assert store.chunks() == [whole]
+    assert store.embeddings("e", ids) == {}
+    assert store.document(document.id) == (document, [whole])
+
+
+HOSTILE = ["$where", "$ne", "a.b", "'; DROP TABLE documents; --", "{'$gt': ''}", ".*", "\x00", "‮", "💥"]
+
+
+def test_operators_and_sql_in_keys_and_values_are_data(store: Store, make_document: Maker, make_trace: Callable[..., Trace]) -> None:
+    for hostile in HOSTILE:
+        store.add_document(*make_document(f"{hostile}.txt", [f"words {hostile}"], tenant=hostile))
+        parsed = {name: {name: 2**70} for name in HOSTILE}
+        step = Step(name="plan", text=hostile, parsed=parsed)
+        trace = make_trace(hostile, None, None, "", [], id="ab", tenant=hostile, steps=[step], metadata={hostile: hostile})
+        store.put_trace(trace)
+        assert [c.text for c in store.chunks(hostile)] == [f"words {hostile}"]
+        assert list(store.traces(hostile, TraceFilter(contains=hostile))) == [trace]
+        assert store.trace(hostile) is None
+        assert store.document(hostile) is None
+        assert store.remove_document(hostile) == 0
+        assert store.remove_cache_entries([hostile]) == 0
+    assert set(store.tenants()) == set(HOSTILE)
+
+
+def test_a_query_that_is_no_text_finds_nothing(store: Store, make_document: Maker) -> None:
+    store.add_document(*make_document("a.txt", ["one two three"]))
+    operator: Any = {"$ne": None}
+    for find in (store.documents, store.chunks, store.remove_document, store.cache_entry):
+        with suppress(StorageError, TypeError):  # refused, or data
+            assert not find(operator)
+    assert len(store.documents("default")) == 1
+
+
+def _write(url: str, root: Path, made: list[tuple[Document, list[Chunk]]]) -> None:
+    mine = open_store(url, root)
+    for document, chunks in made:
+        mine.add_document(document, chunks)
+        mine.put_embeddings("e", {chunk.id: np.ones((1, 4), np.float32) for chunk in chunks})
+    mine.close()
+
+
+def test_several_processes_at_once_lose_and_double_nothing(store_url: str, tmp_path: Path, make_document: Maker) -> None:
+    """Four processes write documents of their own and, all of them, the same ones, while this one reads."""
+    shared = [make_document(f"shared-{n}.txt", [f"shared words {n}", f"more of {n}"]) for n in range(4)]
+    own = [[make_document(f"{p}-{n}.txt", [f"words of {p} and {n}"]) for n in range(4)] for p in range(4)]
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(store_url, tmp_path, [*shared, *mine])) for mine in own]
+    for writer in writers:
+        writer.start()
+    store = open_store(store_url, tmp_path)
+    expected = {document.id: chunks for document, chunks in [*shared, *(pair for mine in own for pair in mine)]}
+    while any(writer.is_alive() for writer in writers):
+        found: dict[str, list[Chunk]] = {}
+        for chunk in store.chunks():
+            found.setdefault(chunk.document_id, []).append(chunk)
+        assert all(chunks == expected[document_id] for document_id, chunks in found.items())
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert {d.id for d in store.documents("default")} == expected.keys()
+    ids = [chunk.id for chunks in expected.values() for chunk in chunks]
+    assert sorted(chunk.id for chunk in store.chunks()) == sorted(ids)
+    assert store.embeddings("e", ids).keys() == set(ids)
     store.close()
 
 
-def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    open_store("sqlite:///store.db", tmp_path).close()
-    connection = apsw.Connection(str(tmp_path / "store.db"))
-    connection.pragma("user_version", len(MIGRATIONS) + 1)
-    connection.close()
-    with pytest.raises(StorageError, match="version"):
-        open_store("sqlite:///store.db", tmp_path)
-
-
-def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        open_store("postgres://x", tmp_path)
+def test_an_unknown_scheme_is_refused_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_store("postgres://me:hunter2@host/db", tmp_path)
+    assert "hunter2" not in caught.value.message + caught.value.remedy

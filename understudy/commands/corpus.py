@@ -1,8 +1,7 @@
-"""ingest, documents ls/show/rm, search."""
+"""ingest, documents ls/show/rm."""
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -53,26 +52,3 @@ def documents_rm(args: Namespace) -> Outcome:
 
     result = remove_documents(workspace_of(args), args.documents)
     return Outcome(result, [f"{result['documents']} documents and their {result['chunks']} chunks are removed"])
-
-
-def search(args: Namespace) -> Outcome:
-    """Passages for a query, with every score."""
-    from rag.retrieve import open_retriever
-
-    retriever = open_retriever(workspace_of(args))
-    began = time.perf_counter()
-    passages = retriever.search([args.query], args.k)
-    seconds = time.perf_counter() - began
-    rows = [
-        {"rank": p.rank, "chunk_id": p.chunk.id, "document": p.chunk.document, "pages": p.chunk.pages, "text": p.chunk.text, "scores": p.scores.model_dump()}
-        for p in passages
-    ]
-    lines = []
-    for p in passages:
-        scores = f"fused {p.scores.fused:.4f}, dense {_shown(p.scores.dense)}, lexical {_shown(p.scores.lexical)}"
-        lines += [printable(f"{p.rank}. {p.chunk.document}, p. {p.chunk.pages[0]}  ({scores})"), "   " + printable(" ".join(p.chunk.text.split())), ""]
-    return Outcome({"passages": rows, "seconds": round(seconds, 4)}, lines or ["nothing found"])
-
-
-def _shown(score: float | None) -> str:
-    return "–" if score is None else f"{score:.3f}"

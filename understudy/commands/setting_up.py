@@ -14,6 +14,7 @@ from understudy.commands import Outcome, report, workspace_of
 from understudy.config import Config, known_keys
 from understudy.engines import find_engine
 from understudy.errors import UnderstudyError
+from understudy.store.urls import resolve_url, shown_url
 from understudy.workspace import Workspace, create_workspace
 
 
@@ -31,6 +32,7 @@ def config_show(args: Namespace) -> Outcome:
         value: Any = workspace.config
         for part in key.split("."):
             value = getattr(value, part)
+        value = shown_url(value) if key == "store" else value
         value = {name: endpoint.model_dump() for name, endpoint in value.items()} if key == "remotes" else value
         values[key] = {"value": value, "origin": workspace.origins.get(key, "default")}
     return Outcome({"config": values}, [f"{key} = {entry['value']}  ({entry['origin']})" for key, entry in values.items()])
@@ -97,10 +99,29 @@ def _model_checks(workspace: Workspace) -> list[dict[str, str]]:
 
 
 def _state_checks(workspace: Workspace) -> list[dict[str, str]]:
-    count = len(workspace.store.documents(workspace.config.tenant))
     engine = find_engine(workspace)
-    return [
-        _check("store", "ok", workspace.config.store),
-        _check("corpus", "ok" if count else "warn", f"{count} documents", "" if count else "run `understudy ingest PATH`"),
-        _check("server", "ok" if engine else "warn", engine.url if engine else "not running", "" if engine else "run `understudy serve`"),
-    ]
+    server = _check("server", "ok" if engine else "warn", engine.url if engine else "not running", "" if engine else "run `understudy serve`")
+    return [*_store_checks(workspace), server]
+
+
+def _store_checks(workspace: Workspace) -> list[dict[str, str]]:
+    shown = shown_url(workspace.config.store)
+    try:
+        count = len(workspace.store.document_ids(workspace.config.tenant))
+        search = _search_in_use(workspace)
+    except UnderstudyError as error:
+        return [_check("store", "fail", f"{shown}: {error.message}", error.remedy)]
+    corpus = _check("corpus", "ok" if count else "warn", f"{count} documents", "" if count else "run `understudy ingest PATH`")
+    return [_check("store", "ok", shown), _check("search", "ok", search), corpus]
+
+
+def _search_in_use(workspace: Workspace) -> str:
+    """What searches the corpus, and why."""
+    if not resolve_url(workspace.config.store).startswith("mongodb"):
+        return "the local index, because the store is a file"
+    if not workspace.config.retrieval.server_search:
+        return "the local index, because retrieval.server_search is false"
+    from rag.vector_search import support_of
+
+    support = support_of(workspace.store)
+    return f"{'$vectorSearch and $search' if support.available else 'the local index'}, because {support.reason}"

@@ -5,9 +5,11 @@ Records are kept as JSON beside the columns that queries need. Every public writ
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from understudy.errors import StorageError
 from understudy.files import locked
 from understudy.records import Chunk, Document, Trace, TraceFilter
 from understudy.store import ANY_TRACE
+from understudy.store.sqlite_cache import SqliteCache, create_cache
 
 BUSY_MILLISECONDS = 30_000
 PAGE = 100  # traces read at a time
+BATCH = 2000  # ids looked up at a time
 
 
 def _create(connection: apsw.Connection) -> None:
@@ -37,10 +41,10 @@ def _create(connection: apsw.Connection) -> None:
     )
 
 
-MIGRATIONS: list[Callable[[apsw.Connection], None]] = [_create]  # numbered by place, applied once, in order
+MIGRATIONS: list[Callable[[apsw.Connection], None]] = [_create, create_cache]  # numbered by place, applied once, in order
 
 
-class SqliteStore:
+class SqliteStore(SqliteCache):
     """A Store in one file; safe to share between threads, and between processes by SQLite's own locks."""
 
     def __init__(self, path: Path) -> None:
@@ -74,12 +78,44 @@ class SqliteStore:
         rows = self._read("SELECT record FROM documents WHERE tenant=? ORDER BY source, id", (tenant,))
         return [Document.model_validate_json(row[0]) for row in rows]
 
+    def document(self, document_id: str) -> tuple[Document, list[Chunk]] | None:
+        """See Store."""
+        rows = self._read(  # one statement, so that both are of one moment
+            "SELECT record, (SELECT json_group_array(record) FROM (SELECT record FROM chunks WHERE document_id=?1 ORDER BY ordinal))"
+            " FROM documents WHERE id=?1",
+            (document_id,),
+        )
+        if not rows:
+            return None
+        return Document.model_validate_json(rows[0][0]), [Chunk.model_validate_json(record) for record in json.loads(rows[0][1])]
+
+    def document_ids(self, tenant: str) -> list[str]:
+        """See Store."""
+        return [row[0] for row in self._read("SELECT id FROM documents WHERE tenant=? ORDER BY source, id", (tenant,))]
+
     def remove_document(self, document_id: str) -> int:
         """See Store."""
         with self._transaction() as connection:
             count = connection.execute("SELECT count(*) FROM chunks WHERE document_id=?", (document_id,)).fetchone()
             connection.execute("DELETE FROM documents WHERE id=?", (document_id,))
             return int(count[0]) if count else 0
+
+    def add_chunks(self, chunks: list[Chunk]) -> None:
+        """See Store."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO chunks SELECT ?1, id, tenant, ?3, ?4 FROM documents WHERE id=?2",
+                [(c.id, c.document_id, c.ordinal, c.model_dump_json()) for c in chunks],
+            )
+
+    def remove_chunks(self, ids: Iterable[str]) -> int:
+        """See Store."""
+        with self._transaction() as connection:
+            removed = 0
+            for chunk_id in ids:
+                connection.execute("DELETE FROM chunks WHERE id=?", (chunk_id,))
+                removed += connection.changes()
+            return removed
 
     def chunks(self, tenant: str | None = None) -> list[Chunk]:
         """See Store."""
@@ -91,9 +127,8 @@ class SqliteStore:
 
     def chunks_by_id(self, ids: Iterable[str]) -> dict[str, Chunk]:
         """See Store."""
-        found = (self._read("SELECT record FROM chunks WHERE id=?", (chunk_id,)) for chunk_id in ids)
-        chunks = (Chunk.model_validate_json(rows[0][0]) for rows in found if rows)
-        return {chunk.id: chunk for chunk in chunks}
+        rows = self._read_among("SELECT chunks.id, record FROM json_each(?1) JOIN chunks ON chunks.id=value", ids)
+        return {chunk_id: Chunk.model_validate_json(record) for chunk_id, record in rows}
 
     def put_embeddings(self, fingerprint: str, vectors: dict[str, np.ndarray]) -> None:
         """See Store. Chunks that were deleted meanwhile are passed over."""
@@ -105,11 +140,18 @@ class SqliteStore:
 
     def embeddings(self, fingerprint: str, ids: Iterable[str]) -> dict[str, np.ndarray]:
         """See Store."""
-        result = {}
-        for chunk_id in ids:
-            for windows, blob in self._read("SELECT windows, vectors FROM embeddings WHERE chunk_id=? AND fingerprint=?", (chunk_id, fingerprint)):
-                result[chunk_id] = np.frombuffer(blob, dtype="<f4").reshape(windows, -1)
-        return result
+        sql = "SELECT chunk_id, windows, vectors FROM json_each(?1) JOIN embeddings ON chunk_id=value AND fingerprint=?2"
+        rows = self._read_among(sql, ids, fingerprint)
+        return {chunk_id: np.frombuffer(blob, dtype="<f4").reshape(windows, -1) for chunk_id, windows, blob in rows}
+
+    def fingerprints(self) -> list[str]:
+        """See Store."""
+        return [row[0] for row in self._read("SELECT fingerprint FROM embeddings UNION SELECT fingerprint FROM cache_vectors ORDER BY 1", ())]
+
+    def tenants(self) -> list[str]:
+        """See Store."""
+        sql = "SELECT tenant FROM documents UNION SELECT tenant FROM traces UNION SELECT tenant FROM cache_entries ORDER BY 1"
+        return [row[0] for row in self._read(sql, ())]
 
     def put_trace(self, trace: Trace) -> None:
         """See Store."""
@@ -178,6 +220,12 @@ class SqliteStore:
                 return list(self._connection.execute(sql, bindings))
             except apsw.Error as error:
                 raise StorageError(f"the store could not be read: {error}", "run `understudy doctor`") from error
+
+    def _read_among(self, sql: str, ids: Iterable[str], *bindings: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query over many ids, given to it as JSON in ?1, a batch at a time so that the lock is let go in between."""
+        rest = iter(dict.fromkeys(ids))
+        while batch := list(islice(rest, BATCH)):
+            yield from self._read(sql, (json.dumps(batch), *bindings))
 
 
 def _lower_case(*texts: Any) -> str:
