@@ -193,8 +193,8 @@ def _write_dense(folder: Path, stacked: np.ndarray) -> None:
 def _write_lexical(folder: Path, chunks: list[Chunk]) -> None:
     import bm25s
 
-    lexical = bm25s.BM25()
-    lexical.index(tokenize(chunk.text for chunk in chunks), show_progress=False)
+    lexical, words = bm25s.BM25(), tokenize(chunk.text for chunk in chunks)
+    lexical.index(words if any(words) else [[""]] * len(words), show_progress=False)  # bm25s cannot index stop words alone
     lexical.save(str(folder / "bm25"))
 
 

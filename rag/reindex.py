@@ -58,8 +58,10 @@ def reindex(workspace: Workspace, embedder: Embedder, progress: Callable[[str, i
     chunker = make_chunker(workspace, embedder)
     key, embedded = chunker_key(chunker, embedder), 0
     while True:
-        obsolete = _rechunk(workspace, chunker, key, progress)
-        chunks = [chunk for chunk in store.chunks(tenant) if chunk.id not in obsolete]
+        chunks = store.chunks(tenant)
+        obsolete = _rechunk(workspace, chunks, chunker, key, progress)
+        if obsolete:
+            chunks = [chunk for chunk in store.chunks(tenant) if chunk.id not in obsolete]
         embedded += embed_missing(workspace, embedder, chunks, progress)
         vectors = store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
         chunks = [chunk for chunk in chunks if chunk.id in vectors]  # a document removed meanwhile is gone
@@ -103,7 +105,7 @@ def embed_missing(workspace: Workspace, embedder: Embedder, chunks: list[Chunk],
 def restore_snapshot(workspace: Workspace, embedder: Embedder, name: str, progress: Callable[[str, int], Progress]) -> dict[str, object]:
     """Make a snapshot live, without documents that were removed since. The next ingest indexes every document again, as configured.
 
-    Raises NotFoundError, or StorageError where it is of another embedder or damaged.
+    Raises NotFoundError, or StorageError where it was made with another embedder or chunker.
     """
     store, root, tenant = workspace.store, workspace.index, workspace.config.tenant
     prune_snapshots(workspace, progress)
@@ -114,19 +116,21 @@ def restore_snapshot(workspace: Workspace, embedder: Embedder, name: str, progre
     meta = read_meta(root, generation)
     if meta["embedder"] != embedder.fingerprint:
         raise StorageError(f"the snapshot {name} was made with another embedding model", "set models.embedder to that one, or run `understudy index rebuild`")
+    if meta["chunker"] != chunker_key(make_chunker(workspace, embedder), embedder):
+        raise StorageError(f"the snapshot {name} was made with other chunk settings ({meta['chunker']})", "set ingest.* back to those first")
     chunks = indexed_chunks(root, generation, {document.id: document for document in store.documents(tenant)})
     store.add_chunks(chunks)
     make_live(root, tenant, generation)
     return {"snapshot": name, "generation": generation, "chunks": len(chunks)}
 
 
-def _rechunk(workspace: Workspace, chunker: Chunker, key: str, progress: Callable[[str, int], Progress]) -> set[str]:
+def _rechunk(workspace: Workspace, there: list[Chunk], chunker: Chunker, key: str, progress: Callable[[str, int], Progress]) -> set[str]:
     """Add this chunker's chunks of documents that another cut; returns the ids of the other's, to be removed after the switch.
 
     Another chunker is known by the live index, or by two chunks in one place, which an interrupted run leaves.
     """
     store, tenant = workspace.store, workspace.config.tenant
-    chunks = {document_id: list(group) for document_id, group in groupby(store.chunks(tenant), key=lambda chunk: chunk.document_id)}
+    chunks = {document_id: list(group) for document_id, group in groupby(there, key=lambda chunk: chunk.document_id)}
     everything = _live_chunker(workspace) not in (None, key)
     suspects = {document_id for document_id, own in chunks.items() if everything or len({chunk.ordinal for chunk in own}) < len(own)}
     obsolete: set[str] = set()
@@ -134,9 +138,9 @@ def _rechunk(workspace: Workspace, chunker: Chunker, key: str, progress: Callabl
         for document in store.documents(tenant) if suspects else []:
             if document.id in suspects:
                 wanted = {chunk.id: chunk for chunk in chunker.chunks(document)}
-                there = {chunk.id for chunk in chunks[document.id]}
-                store.add_chunks([chunk for chunk_id, chunk in wanted.items() if chunk_id not in there])
-                obsolete |= there - wanted.keys()
+                present = {chunk.id for chunk in chunks[document.id]}
+                store.add_chunks([chunk for chunk_id, chunk in wanted.items() if chunk_id not in present])
+                obsolete |= present - wanted.keys()
                 bar.advance()
     return obsolete
 

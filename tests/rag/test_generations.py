@@ -117,6 +117,8 @@ def test_a_snapshot_brings_back_what_was_indexed_then(corpus_workspace: Workspac
         snapshot(corpus_workspace.index, "default", "before-boats")
     with pytest.raises(UsageError, match="no name"):
         snapshot(corpus_workspace.index, "default", "../up")
+    with pytest.raises(StorageError, match="other chunk settings"):
+        restore(configured(corpus_workspace, "ingest.chunk_tokens=32"), "before-boats")
     assert restore(corpus_workspace, "before-boats")["generation"] == then == live_generation(corpus_workspace.index, "default")
     assert set(found(corpus_workspace, "when are boats tarred? kettles")) == set(KETTLES["kettles.txt"])
     index(corpus_workspace)

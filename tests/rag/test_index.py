@@ -68,6 +68,13 @@ def test_a_long_chunk_does_not_crowd_out_the_others(tmp_path: Path, make_documen
     assert {chunk_id for chunk_id, _ in index.search_dense(np.eye(4, dtype=np.float32)[3], 3)} == {chunk.id for chunk in chunks}
 
 
+def test_a_corpus_of_stop_words_is_indexed(tmp_path: Path, make_document: Callable[..., tuple[Document, list[Chunk]]]) -> None:
+    document, chunks = make_document("d.txt", ["The of and."])
+    index = open_index(tmp_path, build_index(tmp_path, [document], chunks, {chunks[0].id: np.eye(2, dtype=np.float32)[[0]]}, "e", "c"))
+    assert index.search_lexical("the committee", 3) == []
+    assert len(index.search_dense(np.eye(2, dtype=np.float32)[0], 3)) == 1
+
+
 def test_equal_corpora_are_one_generation_and_other_metadata_another(tmp_path: Path, make_document: Callable[..., tuple[Document, list[Chunk]]]) -> None:
     document, chunks = make_document("d.txt", ["one", "two"])
     vectors = {chunk.id: np.eye(2, dtype=np.float32)[[0]] for chunk in chunks}
