@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 META = "index.json"  # a generation's own account: what made it, and its files' digests
-EXACT_UP_TO = 20_000  # windows; beyond, 8-bit codes are searched and the best rescored exactly (docs/benchmarks.md)
+EXACT_UP_TO = 10_000  # windows; beyond, 8-bit codes are searched and the best rescored exactly (docs/benchmarks.md)
 RESCORED = 4  # windows rescored for each one wanted
 REBUILD = "run `understudy index rebuild`: it makes the index anew from the store"
 
@@ -177,6 +177,12 @@ def indexed_chunks(root: Path, generation: str, documents: dict[str, Document]) 
     """The generation's chunks of these documents (by id), their texts cut from the documents again."""
     rows = [row for row in read_jsonl(root / generation / "records.jsonl") if row["document_id"] in documents]
     return [Chunk.model_validate(row | {"text": documents[row["document_id"]].text[row["start"] : row["end"]]}) for row in rows]
+
+
+def vectors_by_chunk(index: Index) -> dict[str, np.ndarray]:
+    """The vectors [windows, dim] of each chunk of an index."""
+    ends = np.searchsorted(index.owners, np.arange(len(index.facts.chunk_ids) + 1))
+    return {chunk_id: index.vectors[ends[place] : ends[place + 1]] for place, chunk_id in enumerate(index.facts.chunk_ids)}
 
 
 def _write_dense(folder: Path, stacked: np.ndarray) -> None:

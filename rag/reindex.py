@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
 from rag.chunk import Chunker
 from rag.embed import BATCH, Embedder
 from rag.generations import live_generation, make_live, replace_snapshot, snapshots
-from rag.index import Index, build_index, indexed_chunks, open_index, read_meta
+from rag.index import Index, build_index, indexed_chunks, open_index, read_meta, vectors_by_chunk
 from understudy.digests import digest_of_file
 from understudy.errors import NotFoundError, StorageError
 from understudy.models import model_path
@@ -113,13 +111,14 @@ def restore_snapshot(workspace: Workspace, embedder: Embedder, name: str, progre
     if name not in kept:
         raise NotFoundError(f"no snapshot {name}", "`understudy index ls` lists them; one whose documents are all gone is gone too")
     generation = str(kept[name]["generation"])
-    meta = read_meta(root, generation)
-    if meta["embedder"] != embedder.fingerprint:
+    index = open_index(root, generation)
+    if index.embedder != embedder.fingerprint:
         raise StorageError(f"the snapshot {name} was made with another embedding model", "set models.embedder to that one, or run `understudy index rebuild`")
-    if meta["chunker"] != chunker_key(make_chunker(workspace, embedder), embedder):
-        raise StorageError(f"the snapshot {name} was made with other chunk settings ({meta['chunker']})", "set ingest.* back to those first")
+    if index.chunker != chunker_key(make_chunker(workspace, embedder), embedder):
+        raise StorageError(f"the snapshot {name} was made with other chunk settings ({index.chunker})", "set ingest.* back to those first")
     chunks = indexed_chunks(root, generation, {document.id: document for document in store.documents(tenant)})
     store.add_chunks(chunks)
+    store.put_embeddings(embedder.fingerprint, vectors_by_chunk(index))
     make_live(root, tenant, generation)
     return {"snapshot": name, "generation": generation, "chunks": len(chunks)}
 
@@ -146,11 +145,13 @@ def _rechunk(workspace: Workspace, there: list[Chunk], chunker: Chunker, key: st
 
 
 def _live_chunker(workspace: Workspace) -> str | None:
-    """The live index's chunker; None where there is no index to ask."""
+    """The live index's chunker; None where nothing is indexed yet, "" where the index cannot say."""
     try:
         return str(read_meta(workspace.index, live_generation(workspace.index, workspace.config.tenant))["chunker"])
-    except (NotFoundError, StorageError):
+    except NotFoundError:
         return None
+    except StorageError:
+        return ""
 
 
 def prune_snapshots(workspace: Workspace, progress: Callable[[str, int], Progress]) -> None:
@@ -172,6 +173,4 @@ def prune_snapshots(workspace: Workspace, progress: Callable[[str, int], Progres
 def _without_missing(workspace: Workspace, index: Index, documents: dict[str, Document]) -> str | None:
     """A generation like this index with these documents alone; None where none of its own is left."""
     chunks = indexed_chunks(workspace.index, index.generation, documents)
-    ends = np.searchsorted(index.owners, np.arange(len(index.facts.chunk_ids) + 1))
-    vectors = {chunk_id: index.vectors[ends[place] : ends[place + 1]] for place, chunk_id in enumerate(index.facts.chunk_ids)}
-    return build_index(workspace.index, list(documents.values()), chunks, vectors, index.embedder, index.chunker) if chunks else None
+    return build_index(workspace.index, list(documents.values()), chunks, vectors_by_chunk(index), index.embedder, index.chunker) if chunks else None

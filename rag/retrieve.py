@@ -107,7 +107,7 @@ class Retriever:
             candidates = by_score([replace(candidate, reranked=score) for candidate, score in zip(candidates, scores, strict=True)])
         if self.settings.mmr is not None:
             vectors = self.store.embeddings(self.embedder.fingerprint, chunks)
-            candidates = diversify([c for c in candidates if c.chunk_id in vectors], vectors, self.settings.mmr, count)
+            candidates = diversify(candidates, vectors, self.settings.mmr, count)
         return [(candidate, chunks[candidate.chunk_id]) for candidate in candidates[:count]]
 
     def _existing(self, ranked: list[Candidate], count: int) -> list[tuple[Candidate, Chunk]]:

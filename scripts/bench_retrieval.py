@@ -32,6 +32,7 @@ from understudy.store.sqlite import SqliteStore
 
 K = 10
 PER_DOCUMENT = 500
+CHOICES: list[dict[str, float]] = [{"k": 2}, {"k": 3}, {"k": 4}, {"k_min": 1, "k_max": 4}, {"k_min": 2, "k_max": 6}, {"k": 3, "mmr": 0.7}, {"k": 3, "mmr": 0.9}]
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,26 @@ def _ndcg(own: set[int], order: list[int]) -> float:
 def on_the_sample(embedder: Embedder, asked: Asked) -> None:
     """nDCG@10 on the sample library alone: the labelled set."""
     texts = [chunk["text"] for chunk in sample_chunks()]
-    retriever, _ = build(BENCH / "retrieval" / "sample", texts, embedder.encode(texts), embedder, asked)
+    vectors = embedder.encode(texts)
+    retriever, _ = build(BENCH / "retrieval" / "sample", texts, vectors, embedder, asked)
+    retriever.store.put_embeddings(embedder.fingerprint, {chunk_id: vectors[i : i + 1] for i, chunk_id in enumerate(retriever.facts.chunk_ids)})
     scores = ndcg_of(retriever, asked)
     single = max(scores["dense"], scores["lexical"])
     row = {"bench": "retrieval", "what": "the sample's questions", "ours": scores["hybrid"], "peer": single, "peer_name": "the better of dense and BM25 alone"}
     row |= {"ratio": round(scores["hybrid"] / single, 3), "unit": "nDCG@10", "n": len(texts), "spread": scores, "queries": len(asked.texts)}
     print(json.dumps(row), flush=True)
+    for settings in CHOICES:
+        shown = [[passage.chunk.id for passage in chosen] for chosen in (having(retriever, settings).search([question]) for question in asked.texts)]
+        right = [any(retriever.facts.place[chunk_id] in own for chunk_id in ids) for own, ids in zip(asked.golds, shown, strict=True)]
+        row = {"bench": "retrieval", "what": f"passages shown with {settings}", "ours": round(float(np.mean(right)), 4), "peer": None, "peer_name": None}
+        row |= {"ratio": None, "unit": "share of questions whose quote is shown", "n": len(texts), "spread": None, "queries": len(right)}
+        print(json.dumps(row | {"passages": round(float(np.mean([len(ids) for ids in shown])), 2)}), flush=True)
+
+
+def having(retriever: Retriever, settings: dict[str, float]) -> Retriever:
+    """The same corpus and query vectors under other settings."""
+    opened = retriever.searcher, retriever.facts, retriever.embedder, retriever.store
+    return Retriever(retriever.generation, *opened, Retrieval.model_validate(settings), retriever.tenant, vectors=retriever.vectors)
 
 
 def compare(ours: dict[str, dict[str, float]], texts: list[str], vectors: np.ndarray, asked: Asked) -> None:
@@ -196,8 +211,9 @@ def compare(ours: dict[str, dict[str, float]], texts: list[str], vectors: np.nda
     np.save(given / "vectors.npy", vectors)
     np.save(given / "queries.npy", asked.vectors)
     (given / "tokens.json").write_text(json.dumps({"corpus": tokenize(texts), "queries": tokenize(asked.texts)}), encoding="utf-8")
+    quiet = {**os.environ, "RUST_LOG": "error", "LANCE_LOG": "error"}
     for name, kind in (("rank-bm25", "lexical"), ("langchain", "dense"), ("lancedb", "dense")):
-        done = subprocess.run([str(python), "scripts/bench_retrieval_peers.py", name, str(given)], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([str(python), "scripts/bench_retrieval_peers.py", name, str(given)], check=True, stdout=subprocess.PIPE, text=True, env=quiet)
         settings = json.loads(done.stdout.splitlines()[-1])
         for row in settings:
             found = row.pop("found")

@@ -174,4 +174,15 @@ def test_a_flipped_byte_or_a_shortened_file_is_found_at_opening_and_rebuilt(corp
         (folder / file).write_bytes(content)
     (folder / file).unlink()
     index(corpus_workspace)
-    assert found(corpus_workspace, "copper", 1) == [KETTLES["kettles.txt"][0]]
+    assert "Copper kettles" in found(corpus_workspace, "copper", 1)[0]
+
+
+def test_an_index_of_an_older_version_is_refused_and_its_documents_are_chunked_anew(corpus_workspace: Workspace, put: Put) -> None:
+    put(corpus_workspace, KETTLES)
+    account = corpus_workspace.index / live_generation(corpus_workspace.index, "default") / "index.json"
+    account.write_text('{"version": 1, "generation": "g", "embedder": "e", "files": {}}')
+    with pytest.raises(StorageError, match="another version") as caught:
+        open_retriever(corpus_workspace)
+    assert "index rebuild" in caught.value.remedy
+    assert index(corpus_workspace).removed == 2  # the paragraphs, which no chunker of ours cut
+    assert "Copper kettles" in found(corpus_workspace, "copper", 1)[0]
