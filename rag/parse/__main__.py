@@ -38,13 +38,13 @@ def work(memory_bytes: int, cpu_seconds: int, parser: str) -> None:
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         spent = resource.getrusage(resource.RUSAGE_SELF)
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(spent.ru_utime + spent.ru_stime) + cpu_seconds + 1, hard))
         found = answer(Path(json.loads(line)), parser)
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
+        print(json.dumps(found), file=answers, flush=True)
 
 
 def main() -> None:

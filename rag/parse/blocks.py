@@ -40,7 +40,9 @@ class Parsed:
 
 def tidy(text: str) -> str:
     """Printable text on one line each: no control characters, soft hyphens or odd spaces; ligatures spelt out."""
-    text = text.translate(LIGATURES).replace("\u00ad", "").replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    text = text.translate(LIGATURES).replace("\u00ad", "").replace("\ufffe", "-").replace("\r\n", "\n").replace("\r", "\n")
     text = re.sub(r"[^\S\n]+", " ", text)
     return "".join(c for c in text if c == "\n" or c in "\u200c\u200d" or (c.isprintable() and c != "\ufffd")).strip()
 

@@ -22,7 +22,7 @@ def parse_html(path: Path) -> Parsed:
     from resiliparse.parse.html import HTMLTree
 
     content = path.read_bytes()
-    tree = HTMLTree.parse(bytes_to_str(content, detect_encoding(content, from_html_meta=True)))
+    tree = HTMLTree.parse(bytes_to_str(content, detect_encoding(content, from_html_meta=True) or "utf-8"))
     marked = extract_plain_text(tree, preserve_formatting="minimal_html", main_content=True, alt_texts=False, comments=False)
     blocks = html_blocks(marked)
     if not blocks:  # a page that is all navigation to the rules still has its words

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 WIDE_GAP = 1.1  # of a line's height, between two words of one line that belong to different cells or columns
@@ -58,10 +58,16 @@ class Line:
 
 
 Row = list[Line]  # segments, left to right
+Rule = tuple[float, float, float]  # x0, x1, y of a horizontal line drawn on the page
 
 
-def reading_order(rows: list[Row], rules: Callable[[], list[tuple[float, float, float]]]) -> list[Line]:
-    """The page's lines in reading order. `rules` gives its horizontal ruling lines as (x0, x1, y); it is asked only where a table may be."""
+def may_hold_table(rows: list[Row]) -> bool:
+    """Whether any row has more than one segment beside list marks: only then are ruling lines of use."""
+    return any(len(row) > 1 and not ITEM.match(row[0].text) for row in rows)
+
+
+def reading_order(rows: list[Row], rules: list[Rule]) -> list[Line]:
+    """The page's lines in reading order, told by its rows and its horizontal ruling lines."""
     return _order(rows, rules, depth=0)
 
 
@@ -104,7 +110,7 @@ def to_rows(parts: list[Line]) -> list[Row]:
     return [sorted(row, key=lambda s: s.x0, reverse=is_right_to_left(row[0].text)) for row in rows]
 
 
-def _order(rows: list[Row], rules: Callable[[], list[tuple[float, float, float]]], depth: int) -> list[Line]:
+def _order(rows: list[Row], rules: list[Rule], depth: int) -> list[Line]:
     lines: list[Line] = []
     edges = (min((s.x0 for r in rows for s in r), default=0.0), max((s.x1 for r in rows for s in r), default=0.0))
     place = 0
@@ -115,7 +121,7 @@ def _order(rows: list[Row], rules: Callable[[], list[tuple[float, float, float]]
             place += 1
             continue
         band = rows[place:end]
-        found = _table_rules(band, rules())
+        found = _table_rules(band, rules)
         if len(found) >= 2 or not _is_prose(band, gutters):
             end = place + _trimmed(band, gutters, found)
             lines += _table(rows[place:end], gutters, found)
@@ -145,7 +151,7 @@ def _band(rows: list[Row], place: int) -> tuple[int, list[tuple[float, float]]]:
     first = [s for s in rows[place] if not ITEM.match(s.text)]
     if len(first) < 2 or len(first) < len(rows[place]):
         return place, []
-    gutters = [(a.x1, b.x0) for a, b in zip(rows[place], rows[place][1:], strict=False) if b.x0 > a.x1]
+    gutters = [(a.x1, b.x0) for a, b in pairwise(rows[place]) if b.x0 > a.x1]
     height = median(s.height for s in rows[place])
     end, full = place + 1, 1
     while end < len(rows):
@@ -175,7 +181,7 @@ def _without(gutter: tuple[float, float], row: Row) -> tuple[float, float]:
 def _columns(band: list[Row], gutters: list[tuple[float, float]]) -> list[list[Row]]:
     """The band's rows of each column, empty where a column has nothing beside the others."""
     bounds = [float("-inf"), *((a + b) / 2 for a, b in gutters), float("inf")]
-    return [[[s for s in row if low <= (s.x0 + s.x1) / 2 < high] for row in band] for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [[[s for s in row if low <= (s.x0 + s.x1) / 2 < high] for row in band] for low, high in pairwise(bounds)]
 
 
 def _is_prose(band: list[Row], gutters: list[tuple[float, float]]) -> bool:
@@ -192,7 +198,7 @@ def _is_prose(band: list[Row], gutters: list[tuple[float, float]]) -> bool:
     return True
 
 
-def _table_rules(band: list[Row], rules: list[tuple[float, float, float]]) -> list[float]:
+def _table_rules(band: list[Row], rules: list[Rule]) -> list[float]:
     """Heights of the ruling lines that cross the band, from the top down, each once."""
     left, right = min(s.x0 for r in band for s in r), max(s.x1 for r in band for s in r)
     top, bottom = max(s.y1 for s in band[0]), min(s.y0 for s in band[-1])
@@ -241,7 +247,8 @@ def _row_groups(band: list[Row], columns: list[list[Row]], rules: list[float]) -
         height = median(s.height for r in band for s in r)
         spread = max(gaps) - min(gaps)
         if spread > 0.3 * height:
-            starts = {i for i, gap in enumerate(gaps, 1) if gap > min(gaps) + spread / 2}
+            wide = min(gaps) + spread / 2
+            starts = {i for i, gap in enumerate(gaps, 1) if gap > wide or (columns[0][i] and len(band[i]) > 1 and gap > min(gaps) + spread / 4)}
         else:
             starts = {i for i in range(1, len(band)) if columns[0][i]}
     groups: list[list[int]] = []
@@ -250,4 +257,3 @@ def _row_groups(band: list[Row], columns: list[list[Row]], rules: list[float]) -
             groups.append([])
         groups[-1].append(i)
     return groups
-

@@ -14,6 +14,7 @@ from rag.parse.layout import Line, Row
 MARGIN_ROWS = 2  # running headers and footers stand within so many rows of a page's edge
 LIST_ITEM = re.compile(r"([-•–▪◦*‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])\s")
 BREAK = re.compile(r"([^\W\d_]+)-$")  # a word divided at a line's end
+DIVIDED = re.compile(r"([^\W\d_]+)\ufffe([^\W\d_]+)")  # the same where PDFium has put the halves together
 HEADING_CHARACTERS = 160
 
 
@@ -51,9 +52,9 @@ def to_blocks(pages: list[list[Line]], outline: dict[int, dict[str, int]]) -> li
         found: list[Block] = []
         for group in _paragraphs(page, pitch):
             if group[0].cells:
-                found.append(Block(" | ".join(hyphens.join([tidy(line) for line in cell]) for cell in group[0].cells), "row"))
+                found.append(Block(" | ".join(hyphens.join(cell) for cell in group[0].cells), "row"))
                 continue
-            text = hyphens.join([tidy(line.text) for line in group])
+            text = hyphens.join([line.text for line in group])
             if not text:
                 continue
             level = outline.get(number, {}).get(squeezed(text), 0) or _level(group, text, levels)
@@ -73,12 +74,13 @@ class Hyphens:
     def __init__(self, texts: Iterable[str]) -> None:
         self._words: set[str] = set()
         for text in texts:
+            text = DIVIDED.sub(" ", text)
             self._words.update(word.casefold() for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*(?![\w-])", text))
 
     def join(self, lines: list[str]) -> str:
-        """The lines as running text."""
+        """The lines as running text, tidied."""
         text = ""
-        for line in lines:
+        for line in (tidy(DIVIDED.sub(lambda word: word[1] + ("-" if self._keeps(word[1], word[2]) else "") + word[2], line)) for line in lines):
             broken = BREAK.search(text)
             following = re.match(r"[^\W\d_]+", line)
             if broken and following and following[0][0].islower():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from rag.parse.blocks import Parsed, tidy
-from rag.parse.layout import Line, Row, Word, reading_order, segments, to_rows
+from rag.parse.layout import Line, Row, Rule, Word, may_hold_table, reading_order, segments, to_rows
 from rag.parse.pages import squeezed, to_blocks, without_running_rows
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 MAX_BOOKMARKS = 20_000
 BOLD = 600  # font weight from which a line counts as bold
 MAX_FALLBACKS = 20  # pages in a row that pypdf reads nothing from, as in a scan, before it is asked no more
+DIVIDED = "\ufffe\x02"  # PDFium's marks of a hyphen at a line's end, the word's two halves being joined
 RULE_HEIGHT = 2.5  # page units; a thicker box is no ruling line
 
 
@@ -35,19 +35,23 @@ def parse_pdf(path: Path) -> Parsed:
     if not len(pdf):
         raise ValueError("a PDF without pages")
     fallback = Fallback(path)
-    pages = without_running_rows([_page_rows(pdf, number) or fallback.rows(number) for number in range(len(pdf))])
-    lines = [reading_order(rows, partial(_rules, pdf, number)) for number, rows in enumerate(pages)]
+    pages, rules = [], []
+    for number in range(len(pdf)):
+        rows, drawn = _read_page(pdf, number)
+        pages.append(rows or fallback.rows(number))
+        rules.append(drawn)
+    lines = [reading_order(rows, drawn) for rows, drawn in zip(without_running_rows(pages), rules, strict=True)]
     title = tidy(pdf.get_metadata_dict().get("Title", "")) or path.stem
     return Parsed("application/pdf", title, to_blocks(lines, _outline(pdf)), labels=_labels(pdf))
 
 
-def _page_rows(pdf: Any, number: int) -> list[Row]:
-    """A page's rows from the top down; [] where PDFium reads nothing."""
+def _read_page(pdf: Any, number: int) -> tuple[list[Row], list[Rule]]:
+    """A page's rows from the top down and its ruling lines; no rows where PDFium reads nothing."""
     try:
         page = pdf[number]
         textpage = page.get_textpage()
     except pypdfium2.PdfiumError:
-        return []
+        return [], []
     words, upright = _words(textpage.raw)
     if upright:
         parts = segments(words)
@@ -59,9 +63,10 @@ def _page_rows(pdf: Any, number: int) -> list[Row]:
         for word in words:
             by_line.setdefault(word.line, []).append(word.text)
         rows = plain_rows([" ".join(texts) for texts in by_line.values()])
+    rules = _rules(page) if may_hold_table(rows) else []
     textpage.close()
     page.close()
-    return rows
+    return rows, rules
 
 
 def plain_rows(texts: list[str]) -> list[Row]:
@@ -92,11 +97,12 @@ def _words(textpage: Any) -> tuple[list[Word], bool]:
         if not measure(textpage, start, reference):
             continue
         x0, x1, y0, y1 = box.left, box.right, box.bottom, box.top
-        if end - start > 1 and measure(textpage, end - 1, reference):
+        last = next((n for n, c in enumerate(match[0]) if c in DIVIDED), end - start) + start - 1  # the rest stands on the next line
+        if last > start and measure(textpage, last, reference):
             x0, x1 = min(x0, box.left), max(x1, box.right)
         if not words or words[-1].line != line:
             turned += 1 if abs(pdfium.FPDFText_GetCharAngle(textpage, start)) > 0.1 else -1
-        words.append(Word(match[0].replace("\ufffe", "-").replace("\x02", "-"), x0, x1, y0, y1, start, line))
+        words.append(Word(match[0].replace("\x02", "\ufffe"), x0, x1, y0, y1, start, line))
     return words, turned <= 0
 
 
@@ -119,10 +125,9 @@ def _characters(textpage: Any) -> str:
     return text
 
 
-def _rules(pdf: Any, number: int) -> list[tuple[float, float, float]]:
-    """(x0, x1, y) of the horizontal lines drawn on a page: thin paths, and the edges of boxes."""
+def _rules(page: Any) -> list[Rule]:
+    """The horizontal lines drawn on a page: thin paths, and the edges of boxes."""
     found = []
-    page = pdf[number]
     left, bottom, right, top = (ctypes.c_float() for _ in range(4))
     for number in range(min(pdfium.FPDFPage_CountObjects(page.raw), 5000)):
         drawn = pdfium.FPDFPage_GetObject(page.raw, number)

@@ -46,6 +46,9 @@ class Store(Protocol):
     def traces(self, tenant: str, source: str | None = None) -> Iterator[Trace]:
         """Traces of a tenant, oldest first."""
 
+    def compact(self) -> None:
+        """Rewrite the store's files without what was removed, so that no byte of it is left in them."""
+
     def close(self) -> None:
         """Release the connection."""
 
