@@ -1,6 +1,6 @@
 """HTML through Resiliparse: boilerplate (navigation, banners, footers) off, headings, lists and table rows kept.
 
-Its main-content rules: Bevendorff et al., "An Empirical Comparison of Web Content Extraction Algorithms" (SIGIR 2023).
+What is left out is told by elements and names alone. Resiliparse's own main-content rules guess by shape too, and lose short lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from pathlib import Path
 
 from rag.parse.blocks import Block, Parsed, tidy
 
+MAIN = "main, [role=main], article"
+BOILERPLATE = [  # whole names only: a page's wrapper may well be called "with-sidebar"
+    *("nav", "aside", "footer", "dialog", "template", "body > header", "[role=navigation]", "[role=banner]", "[role=contentinfo]", "[role=search]"),
+    *("[aria-hidden=true]", ".navbar", ".sidebar", ".breadcrumb", ".breadcrumbs", ".footer", ".cookie-banner", ".cookie-notice", ".cookie-consent"),
+]
 CELL = "\t\t"  # what Resiliparse puts between the cells of a row
 MARKUP = re.compile(r"<(/?)(h[1-6]|p|ul|ol|li|pre|blockquote|br)\b[^>]*>")
 
@@ -23,9 +28,10 @@ def parse_html(path: Path) -> Parsed:
 
     content = path.read_bytes()
     tree = HTMLTree.parse(bytes_to_str(content, detect_encoding(content, from_html_meta=True) or "utf-8"))
-    marked = extract_plain_text(tree, preserve_formatting="minimal_html", main_content=True, alt_texts=False, comments=False)
-    blocks = html_blocks(marked)
-    if not blocks:  # a page that is all navigation to the rules still has its words
+    mains = tree.document.query_selector_all(MAIN)
+    body = HTMLTree.parse(mains[0].html) if len(mains) == 1 else tree
+    blocks = html_blocks(extract_plain_text(body, preserve_formatting="minimal_html", alt_texts=False, skip_elements=BOILERPLATE))
+    if not blocks:  # a page that is boilerplate by its names still has its words
         blocks = html_blocks(extract_plain_text(tree, preserve_formatting="minimal_html", alt_texts=False))
     title = tidy(tree.title or "") or next((b.text for b in blocks if b.kind == "heading"), path.stem)
     return Parsed("text/html", title, [blocks])

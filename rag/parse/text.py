@@ -67,6 +67,8 @@ def markdown_blocks(text: str) -> list[Block]:
             mark = FENCE.match(line)
             fence = ("" if mark and mark[1] == fence else fence) if fence else (mark[1] if mark else "")
             lines.append(line)
+            if not fence:
+                close()
         elif heading := ATX.match(line):
             close()
             if title := tidy(heading[2]):
