@@ -184,9 +184,11 @@ def best_cuts(atoms: list[Atom], starts: list[int], limit: int, overlap: int) ->
             begin = first[i]
             if tokens_after[j] - tokens_before[i] > limit and i < j:
                 break
-            while begin < i and tokens_after[j] - tokens_before[begin] > limit:
-                begin += 1
             inside += i < j and bool(atoms[i + 1].heading) and not atoms[i].heading
+            while begin < i == j and tokens_after[j] - tokens_before[begin] > limit:
+                begin += 1  # one sentence that leaves no room for the overlap
+            if begin < i and tokens_after[j] - tokens_before[begin] > limit:
+                continue
             empty = max(0.0, 1 - (tokens_after[j] - tokens_before[begin]) / limit)
             options.append((best[i][0] + atoms[j].cut + HEADING_INSIDE * inside + empty * empty, i, begin))
         best.append(min(options))
