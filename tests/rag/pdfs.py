@@ -59,7 +59,11 @@ class Pdf:
         """The file."""
         fonts = "".join(f"/{name}<</Type/Font/Subtype/Type1{rest}>>" for name, rest in FONTS.items())
         kids = " ".join(f"{page} 0 R" for page in self.pages)
-        head = {1: f"<</Type/Catalog/Pages 2 0 R{self.catalog}>>", 2: f"<</Type/Pages/Kids[{kids}]/Count {len(self.pages)}>>", 3: f"<<{fonts}{self.more_fonts()}>>"}
+        head = {
+            1: f"<</Type/Catalog/Pages 2 0 R{self.catalog}>>",
+            2: f"<</Type/Pages/Kids[{kids}]/Count {len(self.pages)}>>",
+            3: f"<<{fonts}{self.more_fonts()}>>",
+        }
         every = {number: body.encode("latin-1") for number, body in head.items()} | self.objects
         out, places = bytearray(b"%PDF-1.7\n"), {}
         for number, body in sorted(every.items()):
@@ -97,7 +101,11 @@ def five_thousand_pages() -> bytes:
     """Five thousand short pages with running lines."""
     pdf = Pdf()
     for number in range(1, 5001):
-        pdf.page(Text(72, 800, "Annual register"), *column(72, 700, [f"Entry {number} of the register names the owner.", "It is kept for ten years."]), Text(290, 30, f"{number}"))
+        pdf.page(
+            Text(72, 800, "Annual register"),
+            *column(72, 700, [f"Entry {number} of the register names the owner.", "It is kept for ten years."]),
+            Text(290, 30, f"{number}"),
+        )
     return pdf.write()
 
 

@@ -16,7 +16,17 @@ from tests.conftest import EMBEDDER, MODELS
 from understudy.records import Document, Heading
 
 TOKENIZER = MODELS / EMBEDDER / "tokenizer.json"
-SENTENCES = ["The harbour opens at five.", "Fees are due on 3.5 days, e.g. Monday!", "Who pays? ", "Boats wait", "- first point", "A | B | 12", "\n", "\n\n", "Ünïcödé 語句。次の文。"]
+SENTENCES = [
+    "The harbour opens at five.",
+    "Fees are due on 3.5 days, e.g. Monday!",
+    "Who pays? ",
+    "Boats wait",
+    "- first point",
+    "A | B | 12",
+    "\n",
+    "\n\n",
+    "Ünïcödé 語句。次の文。",
+]
 
 
 @cache

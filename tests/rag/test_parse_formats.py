@@ -106,7 +106,10 @@ def test_entities_that_multiply_are_refused(tmp_path: Path) -> None:
 
 
 def test_jsonl_is_a_document_a_line(tmp_path: Path) -> None:
-    rows = [{"text": "# Kiln\n\nFired on Tuesdays.", "id": "k", "source": "https://example.org/kiln", "metadata": {"tags": ["craft"], "team": "clay", "boost": 2}}, {"text": "Plain.", "title": "T"}]
+    rows = [
+        {"text": "# Kiln\n\nFired on Tuesdays.", "id": "k", "source": "https://example.org/kiln", "metadata": {"tags": ["craft"], "team": "clay", "boost": 2}},
+        {"text": "Plain.", "title": "T"},
+    ]
     (tmp_path / "rows.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
     first, second = parse(tmp_path / "rows.jsonl")
     assert first["title"] == "Kiln"

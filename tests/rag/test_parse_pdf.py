@@ -19,8 +19,20 @@ def read(tmp_path: Path, pdf: Pdf) -> dict[str, Any]:
     return parse(file)[0]
 
 
-LEFT = ["The harbour opens at five in the", "morning and closes at nine. Boats", "that arrive later wait outside until", "the next day. The pilot boards them", "at the outer buoy near the light."]
-RIGHT = ["Fees depend on the length of a boat", "and on the days it stays. They are", "paid before leaving, in the office at", "the end of the pier. Members of the", "club pay half of what others pay."]
+LEFT = [
+    "The harbour opens at five in the",
+    "morning and closes at nine. Boats",
+    "that arrive later wait outside until",
+    "the next day. The pilot boards them",
+    "at the outer buoy near the light.",
+]
+RIGHT = [
+    "Fees depend on the length of a boat",
+    "and on the days it stays. They are",
+    "paid before leaving, in the office at",
+    "the end of the pier. Members of the",
+    "club pay half of what others pay.",
+]
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -107,7 +119,11 @@ def test_running_lines_go_even_where_they_alternate(tmp_path: Path) -> None:
     pdf = Pdf()
     for number in range(1, 9):
         side = Text(72, 810, f"Chapter two {number}") if number % 2 else Text(400, 810, f"{number} Harbour rules")
-        pdf.page(side, *column(72, 700, [f"Page {['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'][number - 1]} says its own."]), Text(290, 30, f"- {number} -"))
+        pdf.page(
+            side,
+            *column(72, 700, [f"Page {['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'][number - 1]} says its own."]),
+            Text(290, 30, f"- {number} -"),
+        )
     pages = read(tmp_path, pdf)["pages"]
     assert pages[0] == "Page one says its own."
     assert pages[7] == "Page eight says its own."
