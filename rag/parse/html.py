@@ -28,7 +28,7 @@ def parse_html(path: Path) -> Parsed:
 
     content = path.read_bytes()
     tree = HTMLTree.parse(bytes_to_str(content, detect_encoding(content, from_html_meta=True) or "utf-8"))
-    mains = tree.document.query_selector_all(MAIN)
+    mains = tree.document.query_selector_all(MAIN) if tree.document else []
     body = HTMLTree.parse(mains[0].html) if len(mains) == 1 else tree
     blocks = html_blocks(extract_plain_text(body, preserve_formatting="minimal_html", alt_texts=False, skip_elements=BOILERPLATE))
     if not blocks:  # a page that is boilerplate by its names still has its words

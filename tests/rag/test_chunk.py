@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -36,8 +37,9 @@ def chunker(tokens: int, overlap: int) -> Chunker:
 
 def document(text: str, headings: list[str] = [], starts: list[int] | None = None) -> Document:  # noqa: B006
     found = [Heading(start=text.index(title), level=title.count("#") or 1, title=title) for title in headings]
+    pages = starts or [0]
     return Document(
-        id="d", source_key="k", source="s", title="t", media_type="text/plain", pages=len(starts or [0]), text=text, page_starts=starts or [0], headings=found, ingested_at=0.0
+        id="d", source_key="k", source="s", title="t", media_type="text/plain", pages=len(pages), text=text, page_starts=pages, headings=found, ingested_at=0.0
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def test_rows_and_items_are_not_cut() -> None:
 def test_overlap_is_whole_sentences() -> None:
     text = " ".join(f"Short rule number {n}." for n in range(100))
     chunks = chunker(48, 16).chunks(document(text))
-    for before, chunk in zip(chunks, chunks[1:], strict=False):
+    for before, chunk in pairwise(chunks):
         shared = text[chunk.start : before.end]
         assert shared.endswith(".")
         assert 0 < len(load(TOKENIZER).encode(shared, add_special_tokens=False)) <= 16

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from rag.chunk import Chunker
 from rag.documents import Intake, take_in
 from rag.ingest import remove_documents
 from rag.load import find_files
 from rag.metadata import Metadata, from_arguments, moment
 from rag.parse import VERSION
-from rag.chunk import Chunker
 from tests.conftest import EMBEDDER, MODELS
 from understudy.cli import main
 from understudy.errors import NotFoundError, UsageError
@@ -75,6 +75,16 @@ def test_a_list_comes_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     files = [write(tmp_path / name, "text") for name in ("a.txt", "b c.txt")]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(str, [*files, files[0], ""]))))
     assert find_files(["-"]) == files
+
+
+def test_files_parsed_side_by_side_come_in_their_order(workspace: Workspace, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n:02}.txt", f"File number {n}.") for n in range(12)]
+    (tmp_path / "05.txt").write_bytes(b"\xff\xfe\xfd")
+    limits = workspace.config.ingest.model_copy(update={"parse_processes": 3})
+    several = Workspace(workspace.root, workspace.config.model_copy(update={"ingest": limits}), {})
+    intake = take_in(several, files, Chunker(MODELS / EMBEDDER / "tokenizer.json", 64, 0), "e", Metadata(), show_progress)
+    assert (intake.added, [row["source"] for row in intake.quarantined]) == (11, [str(files[5])])
+    several.store.close()
 
 
 def test_unchanged_files_are_not_parsed_again(take: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def state(workspace: Workspace, embedder: Embedder) -> tuple[list[str], str, dic
     return ids, open_retriever(workspace).generation, workspace.store.embeddings(embedder.fingerprint, ids)
 
 
-def test_killed_at_every_write_the_next_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow, id="every"), pytest.param(5, id="every-fifth")])
+def test_killed_at_a_write_the_next_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     embedder = Embedder(MODELS / EMBEDDER)
     monkeypatch.setattr("rag.retrieve.Embedder", lambda *_: embedder)  # opened once
     library, origin = tmp_path / "library", tmp_path / "origin"
@@ -100,7 +101,7 @@ def test_killed_at_every_write_the_next_run_resumes(tmp_path: Path, monkeypatch:
     whole, points = run("whole", kill=0)
     wanted_ids, wanted_generation, wanted = state(whole, embedder)
     assert len(points) > 10
-    for number in range(1, len(points) + 1):
+    for number in range(len(points), 0, -step):
         workspace, _ = run(f"killed-{number}", number)
         assert workspace.store.documents("default")  # readable at once
         ingest(workspace, [library], show_progress, embedder=embedder)

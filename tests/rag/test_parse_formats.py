@@ -94,14 +94,20 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypa
 
 def test_entities_that_multiply_are_refused(tmp_path: Path) -> None:
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
-    xml = f'<!DOCTYPE x [<!ENTITY l0 "laugh">{laughs}]><w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body>&l11;</w:body></w:document>'
+    schemas = "http://schemas.openxmlformats.org"
+    word = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{schemas}/package/2006/content-types"><Default Extension="xml" ContentType="application/xml"/>'
+        f'<Override PartName="/word/document.xml" ContentType="{word}"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{schemas}/package/2006/relationships"><Relationship Id="r" Target="word/document.xml" '
+        f'Type="{schemas}/officeDocument/2006/relationships/officeDocument"/></Relationships>',
+        "word/document.xml": f'<!DOCTYPE x [<!ENTITY l0 "laugh">{laughs}]>'
+        f'<w:document xmlns:w="{schemas}/wordprocessingml/2006/main"><w:body>&l11;</w:body></w:document>',
+    }
     with zipfile.ZipFile(tmp_path / "laughs.docx", "w") as archive:
-        archive.writestr("[Content_Types].xml", '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="xml" ContentType="application/xml"/>'
-                         '<Override PartName="/word/document.xml" ContentType="application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"/></Types>')  # fmt: skip
-        archive.writestr("_rels/.rels", '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r" '
-                         'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>')  # fmt: skip
-        archive.writestr("word/document.xml", xml)
-    with pytest.raises(ValueError, match="damaged|no text"):
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"damaged|no text"):
         parse(tmp_path / "laughs.docx")
 
 
