@@ -61,6 +61,15 @@ Row = list[Line]  # segments, left to right
 Rule = tuple[float, float, float]  # x0, x1, y of a horizontal line drawn on the page
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page's rows from the top down, its ruling lines, and the heights of its lower and upper edge where they are known."""
+
+    rows: list[Row]
+    rules: list[Rule] = field(default_factory=list)
+    edges: tuple[float, float] | None = None
+
+
 def may_hold_table(rows: list[Row]) -> bool:
     """Whether any row has more than one segment beside list marks: only then are ruling lines of use."""
     return any(len(row) > 1 and not ITEM.match(row[0].text) for row in rows)

@@ -9,32 +9,43 @@ from itertools import pairwise
 from statistics import quantiles
 
 from rag.parse.blocks import Block, tidy
-from rag.parse.layout import Line, Row
+from rag.parse.layout import Line, Page, Row
 
-MARGIN_ROWS = 2  # running headers and footers stand within so many rows of a page's edge
+MARGIN_ROWS = 2  # running headers and footers stand among so many rows at a page's top and foot
+MARGIN_SHARE = 0.12  # of the page's height
 LIST_ITEM = re.compile(r"([-•–▪◦*‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])\s")
 BREAK = re.compile(r"([^\W\d_]+)-$")  # a word divided at a line's end
 DIVIDED = re.compile(r"([^\W\d_]+)\ufffe([^\W\d_]+)")  # the same where PDFium has put the halves together
 HEADING_CHARACTERS = 160
 
 
-def without_running_rows(pages: list[list[Row]]) -> list[list[Row]]:
-    """Pages without the headers and footers that, page numbers aside, stand on most pages, or on most odd or even ones."""
-    if len(pages) < 3:
-        return pages
-    masks = [{_mask(row) for row in _margins(page)} for page in pages]
+def without_running_rows(pages: list[Page]) -> list[list[Row]]:
+    """Pages without the headers and footers that, numbers aside, stand on most pages, or on most odd or even ones.
+
+    A page that would have nothing left keeps all it has: forms and registers repeat themselves.
+    """
+    margins = [[n for n in range(len(page.rows)) if _in_margin(page, n)] for page in pages]
+    masks = [{_mask(page.rows[n]) for n in places} for page, places in zip(pages, margins, strict=True)]
     running: set[str] = set()
     for chosen in (masks, masks[::2], masks[1::2]):
         counts = Counter(mask for page in chosen for mask in page)
         running |= {mask for mask, count in counts.items() if count >= 3 and count > 0.6 * len(chosen)}
-    return [
-        [row for n, row in enumerate(page) if not ((n < MARGIN_ROWS or n >= len(page) - MARGIN_ROWS) and _mask(row) in running)] if running else page
-        for page in pages
-    ]
+    result = []
+    for page, places in zip(pages, margins, strict=True):
+        gone = {n for n in places if _mask(page.rows[n]) in running}
+        result.append([row for n, row in enumerate(page.rows) if n not in gone] if len(gone) < len(page.rows) else page.rows)
+    return result
 
 
-def _margins(page: list[Row]) -> list[Row]:
-    return page[:MARGIN_ROWS] + page[-MARGIN_ROWS:]
+def _in_margin(page: Page, place: int) -> bool:
+    """Whether a row is one of the first or last, and near the page's edge where that is known."""
+    if MARGIN_ROWS <= place < len(page.rows) - MARGIN_ROWS:
+        return False
+    if page.edges is None:
+        return True
+    bottom, top = page.edges
+    share = (page.rows[place][0].middle - bottom) / max(top - bottom, 1.0)
+    return share < MARGIN_SHARE or share > 1 - MARGIN_SHARE
 
 
 def _mask(row: Row) -> str:
@@ -143,7 +154,8 @@ def _breaks(before: Line, line: Line, pitch: float) -> bool:
     short = before.x1 < right - 0.25 * (right - left)
     ends = before.text.endswith((".", "!", "?", ":", ";", "”", '"'))
     indented = line.x0 > before.x0 + 0.8 * height and before.x1 > right - 0.25 * (right - left) and line.text[:1].isupper()
-    return (short and ends) or (indented and ends)
+    half_empty = before.x1 < right - 0.5 * (right - left) and not line.text[:1].islower()
+    return half_empty or (ends and (short or indented))
 
 
 def _heading_sizes(pages: list[list[Line]], body: float) -> dict[tuple[float, bool], int]:

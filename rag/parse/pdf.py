@@ -12,7 +12,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from rag.parse.blocks import Parsed, tidy
-from rag.parse.layout import Line, Row, Rule, Word, may_hold_table, reading_order, segments, to_rows
+from rag.parse.layout import Line, Page, Row, Rule, Word, may_hold_table, reading_order, segments, to_rows
 from rag.parse.pages import squeezed, to_blocks, without_running_rows
 
 if TYPE_CHECKING:
@@ -35,23 +35,20 @@ def parse_pdf(path: Path) -> Parsed:
     if not len(pdf):
         raise ValueError("a PDF without pages")
     fallback = Fallback(path)
-    pages, rules = [], []
-    for number in range(len(pdf)):
-        rows, drawn = _read_page(pdf, number)
-        pages.append(rows or fallback.rows(number))
-        rules.append(drawn)
-    lines = [reading_order(rows, drawn) for rows, drawn in zip(without_running_rows(pages), rules, strict=True)]
+    pages = [_read_page(pdf, number) for number in range(len(pdf))]
+    pages = [page if page.rows else Page(fallback.rows(number)) for number, page in enumerate(pages)]
+    lines = [reading_order(rows, page.rules) for rows, page in zip(without_running_rows(pages), pages, strict=True)]
     title = tidy(pdf.get_metadata_dict().get("Title", "")) or path.stem
     return Parsed("application/pdf", title, to_blocks(lines, _outline(pdf)), labels=_labels(pdf))
 
 
-def _read_page(pdf: Any, number: int) -> tuple[list[Row], list[Rule]]:
-    """A page's rows from the top down and its ruling lines; no rows where PDFium reads nothing."""
+def _read_page(pdf: Any, number: int) -> Page:
+    """A page; without rows where PDFium reads nothing."""
     try:
         page = pdf[number]
         textpage = page.get_textpage()
     except pypdfium2.PdfiumError:
-        return [], []
+        return Page([])
     words, upright = _words(textpage.raw)
     if upright:
         parts = segments(words)
@@ -63,10 +60,11 @@ def _read_page(pdf: Any, number: int) -> tuple[list[Row], list[Rule]]:
         for word in words:
             by_line.setdefault(word.line, []).append(word.text)
         rows = plain_rows([" ".join(texts) for texts in by_line.values()])
-    rules = _rules(page) if may_hold_table(rows) else []
+    _, bottom, _, top = page.get_bbox()
+    found = Page(rows, _rules(page) if may_hold_table(rows) else [], (bottom, top) if upright else None)
     textpage.close()
     page.close()
-    return rows, rules
+    return found
 
 
 def plain_rows(texts: list[str]) -> list[Row]:

@@ -129,6 +129,17 @@ def test_running_lines_go_even_where_they_alternate(tmp_path: Path) -> None:
     assert pages[7] == "Page eight says its own."
 
 
+def test_forms_that_repeat_themselves_keep_their_text(tmp_path: Path) -> None:
+    pdf = Pdf()
+    for number in range(1, 6):
+        pdf.page(Text(72, 815, "Register"), Text(72, 600, f"Entry {number}"), Text(72, 580, "It is kept for ten years."), Text(290, 30, f"{number}"))
+    assert read(tmp_path, pdf)["pages"] == [f"Entry {n}\n\nIt is kept for ten years." for n in range(1, 6)]
+    slides = Pdf()
+    for number in range(1, 6):
+        slides.page(Text(72, 815, f"Slide {number}"))
+    assert read(tmp_path, slides)["pages"][4] == "Slide 5"
+
+
 def test_page_labels_are_kept_where_they_differ(tmp_path: Path) -> None:
     pdf = Pdf(catalog="/PageLabels<</Nums[0<</S/r>>2<</S/D/St 1>>]>>")
     for text in ("Preface", "Contents", "Body"):
