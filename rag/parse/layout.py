@@ -1,8 +1,8 @@
 """A page's words to lines in reading order: columns one after the other, table rows as rows.
 
 Words on one baseline without a wide gap make a segment, segments that overlap vertically make a row, and rows that
-leave the same vertical strip of the page white make a band. A band is a table or columns of prose: ruling lines, many
-columns or half-empty cells make it a table.
+leave the same vertical strip of the page white make a band. A band is a table, unless it has prose to the left of such a
+strip and no ruling lines across it: then it is columns, read one after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from statistics import median
 WIDE_GAP = 1.1  # of a line's height, between two words of one line that belong to different cells or columns
 MIN_GUTTER = 0.6  # of a line's height
 PROSE_FILL = 0.72  # mean share of a column's width that lines of prose fill
-ITEM = re.compile(r"^([-•–▪◦*‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])$")
+PROSE_CHARACTERS = 20  # a line, on average
+SAME_BASELINE = 0.08  # of a line's height
+ITEM = re.compile(r"^([-•–▪◦*‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)]|\d+(\.\d+)+\.?)$")
 
 
 @dataclass(slots=True)
@@ -94,6 +96,8 @@ def segments(words: list[Word]) -> list[Line]:
             last = result[-1]
             last.text += " " + word.text
             last.x0, last.x1 = min(last.x0, word.x0), max(last.x1, word.x1)
+            if height > 1.1 * last.height:  # it began with a note's mark
+                last.y0, last.y1, last.index = word.y0, word.y1, word.index
         else:
             result.append(Line(word.text, word.x0, word.x1, word.y0, word.y1, word.index))
         before = word
@@ -130,28 +134,32 @@ def _order(rows: list[Row], rules: list[Rule], depth: int) -> list[Line]:
             place += 1
             continue
         band = rows[place:end]
-        found = _table_rules(band, rules)
-        if len(found) >= 2 or not _is_prose(band, gutters):
+        found = _table_rules(band, gutters, rules)
+        gutter = None if len(found) >= 2 else _prose_beside(band, gutters)
+        if gutter is not None:
+            for column in _columns(band, [gutter]):
+                lines += _order([row for row in column if row], rules, depth + 1)
+        elif len(found) < 2 and len(band) < 3:
+            lines += [_flat(row, edges) for row in band]  # two lines of justified text with wide gaps
+        else:
             end = place + _trimmed(band, gutters, found)
             lines += _table(rows[place:end], gutters, found)
-        else:
-            for column in _columns(band, gutters):
-                lines += _order([row for row in column if row], rules, depth + 1)
         place = max(end, place + 1)
     return lines
 
 
 def _flat(row: Row, edges: tuple[float, float]) -> Line:
-    """A row as one line of running text."""
+    """A row as one line of running text, as high as its longest segment: notes' marks stand higher."""
+    longest = max(row, key=lambda s: len(s.text))
     return Line(
         " ".join(s.text for s in row),
         min(s.x0 for s in row),
         max(s.x1 for s in row),
-        min(s.y0 for s in row),
-        max(s.y1 for s in row),
-        row[0].index,
+        longest.y0,
+        longest.y1,
+        longest.index,
         column=edges,
-        bold=row[-1].bold,
+        bold=longest.bold,
     )
 
 
@@ -193,30 +201,46 @@ def _columns(band: list[Row], gutters: list[tuple[float, float]]) -> list[list[R
     return [[[s for s in row if low <= (s.x0 + s.x1) / 2 < high] for row in band] for low, high in pairwise(bounds)]
 
 
-def _is_prose(band: list[Row], gutters: list[tuple[float, float]]) -> bool:
-    """Whether a band's columns are running text: few of them, and lines that fill them."""
-    if len(gutters) > 2 or len(band) < 3:
+def _prose_beside(band: list[Row], gutters: list[tuple[float, float]]) -> tuple[float, float] | None:
+    """The white strip that has running text to its left and, to its right, more of it or a box that keeps lines of its own."""
+    for gutter in gutters:
+        left, right = _columns(band, [gutter])
+        if not _is_prose(left):
+            continue
+        pairs = [(a[0], b[0]) for a, b in zip(left, right, strict=True) if b and a]
+        level = sum(abs(a.y0 - b.y0) < SAME_BASELINE * a.height for a, b in pairs)
+        if _is_prose(right) or level < 0.8 * sum(map(bool, right)):
+            return gutter
+    return None
+
+
+def _is_prose(column: list[Row]) -> bool:
+    """Whether a column's lines fill it, as those of running text do."""
+    lines = [(row[0].x0, row[-1].x1, sum(len(s.text) for s in row)) for row in column if row]
+    if len(lines) < 3 or sum(length for *_, length in lines) < PROSE_CHARACTERS * len(lines):
         return False
-    for column in _columns(band, gutters):
-        lines = [(min(s.x0 for s in row), max(s.x1 for s in row)) for row in column if row]
-        if len(lines) < 3:
-            return False
-        left, right = min(a for a, _ in lines), max(b for _, b in lines)
-        if sum((b - a) / max(right - left, 1.0) for a, b in lines) / len(lines) < PROSE_FILL:
-            return False
-    return True
+    left, right = min(a for a, *_ in lines), max(b for _, b, _ in lines)
+    return sum((b - a) / max(right - left, 1.0) for a, b, _ in lines) / len(lines) >= PROSE_FILL
 
 
-def _table_rules(band: list[Row], rules: list[Rule]) -> list[float]:
-    """Heights of the ruling lines that cross the band, from the top down, each once."""
-    left, right = min(s.x0 for r in band for s in r), max(s.x1 for r in band for s in r)
+def _table_rules(band: list[Row], gutters: list[tuple[float, float]], rules: list[Rule]) -> list[float]:
+    """Heights of the ruling lines that run under several of the band's columns, the first among them, from the top down, each once.
+
+    An underlined word is no ruling line: one runs under most of its column.
+    """
+    columns = [(min(s.x0 for s in parts), max(s.x1 for s in parts)) for column in _columns(band, gutters) if (parts := [s for row in column for s in row])]
     top, bottom = max(s.y1 for s in band[0]), min(s.y0 for s in band[-1])
     height = median(s.height for r in band for s in r)
-    crossing: list[float] = []
+    crossing: list[tuple[float, set[int]]] = []
     for x0, x1, y in sorted(rules, key=lambda rule: -rule[2]):
-        if bottom - height < y < top + height and min(x1, right) - max(x0, left) > 0 and (not crossing or crossing[-1] - y > 0.4 * height):
-            crossing.append(y)
-    return crossing
+        if not bottom - height < y < top + height:
+            continue
+        under = {n for n, (left, right) in enumerate(columns) if min(x1, right) - max(x0, left) > 0.6 * (right - left)}
+        if crossing and crossing[-1][0] - y <= 0.4 * height:
+            crossing[-1][1].update(under)
+        else:
+            crossing.append((y, under))
+    return [y for y, under in crossing if 0 in under and len(under) > 1]
 
 
 def _trimmed(band: list[Row], gutters: list[tuple[float, float]], rules: list[float]) -> int:

@@ -143,7 +143,8 @@ def _breaks(before: Line, line: Line, pitch: float) -> bool:
     if before.cells or line.cells:
         return True
     height = max(line.height, before.height, 1.0)
-    if abs(line.height - before.height) > 0.12 * height or line.bold != before.bold or LIST_ITEM.match(line.text):
+    runs_on = line.text[:1].islower() and not before.text.endswith((".", "!", "?", ":"))
+    if LIST_ITEM.match(line.text) or (not runs_on and (abs(line.height - before.height) > 0.12 * height or line.bold != before.bold)):
         return True
     distance = before.middle - line.middle
     if distance < 0 and before.column != line.column:  # the next column goes on where this one stopped, unless a paragraph ended there

@@ -189,3 +189,22 @@ def test_list_marks_set_apart_stand_before_their_items(tmp_path: Path) -> None:
     pdf = Pdf()
     pdf.page(*column(100, 700, items), *column(72, 700, ["1.", "2.", "3."]))
     assert read(tmp_path, pdf)["pages"] == ["\n\n".join(f"{n}. {item}" for n, item in enumerate(items, 1))]
+
+
+def test_a_box_of_facts_beside_text_is_read_after_it(tmp_path: Path) -> None:
+    facts = [("Opened", "1869"), ("Berths", "three hundred"), ("Depth", "4 metres"), ("Master", "J. Berg"), ("Fees", "by length")]
+    box = [Text(x, 705 - 17 * n, cell) for n, fact in enumerate(facts) for x, cell in zip((380, 450), fact, strict=True)]
+    pdf = Pdf()
+    pdf.page(*column(60, 700, LEFT), *box)
+    text = read(tmp_path, pdf)["pages"][0]
+    assert text == " ".join(LEFT) + "\n\n" + "\n".join(" | ".join(fact) for fact in facts)
+
+
+def test_notes_marks_above_the_line_break_nothing(tmp_path: Path) -> None:
+    words = [Text(60, 700, "The harbour opens at five and closes at nine in all months."), Text(360, 705, "[12]", 7), Text(380, 700, "Boats that arrive"),
+             Text(60, 686, "later wait outside, at the outer buoy, for the morning and for the pilot to come aboard.")]  # fmt: skip
+    pdf = Pdf()
+    pdf.page(*words, *column(60, 672, ["It is lit all night, and the bell on it rings in every wind that raises a sea there."]))
+    text = read(tmp_path, pdf)["pages"][0]
+    assert "\n" not in text
+    assert "all months. [12] Boats that arrive later wait" in text
