@@ -54,8 +54,9 @@ def take_in(workspace: Workspace, files: list[Path], chunker: Chunker, fingerpri
 
         def load(file: Path) -> list[Document]:
             document_id = file_digest(file, workspace.config.tenant)
-            known = shelf.unparsed(file, document_id, given)
-            return [known] if known else load_documents(file, workspace.config.tenant, parsers, given, document_id)
+            said = shelf.said(file, given)
+            known = shelf.unparsed(file, document_id, said)
+            return [known] if known else load_documents(file, workspace.config.tenant, parsers, said, document_id)
 
         for file, loaded in _in_order(files, load, pool, ahead=2 * count):
             try:
@@ -91,16 +92,28 @@ class Shelf:
         documents = self._store.documents(self._tenant)
         self._by_key = {document.source_key: document for document in documents}
         self._by_id = {document.id: document for document in documents}
+        self._given = {document.source_key.partition("#")[0]: document.given for document in documents}
         self._chunk_ids = {chunk.id for chunk in self._store.chunks(self._tenant)}
 
-    def unparsed(self, file: Path, document_id: str, given: Metadata) -> Document | None:
+    def said(self, file: Path, given: Metadata) -> Metadata:
+        """What the command line says of a file: now, or when it last said anything."""
+        return given if given != Metadata() else Metadata.model_validate(self._given.get(str(file.resolve()), {}))
+
+    def unparsed(self, file: Path, document_id: str, said: Metadata) -> Document | None:
         """The document of a file that is in the store with the same bytes, metadata and parser."""
         known = self._by_key.get(str(file.resolve()))
         if known is None or known.id != document_id or known.parser != self._parser:
             return None
-        metadata = read_sidecar(file).over(given)
-        wanted = (metadata.tags, metadata.boost or 1.0, metadata.valid_from, metadata.valid_until, metadata.source or file.name)
-        has = (known.tags, known.boost, known.valid_from, known.valid_until, known.source)
+        metadata = read_sidecar(file).over(said)
+        wanted = (
+            metadata.tags,
+            metadata.boost or 1.0,
+            metadata.valid_from,
+            metadata.valid_until,
+            metadata.source or file.name,
+            said.model_dump(exclude_defaults=True),
+        )
+        has = (known.tags, known.boost, known.valid_from, known.valid_until, known.source, known.given)
         return known if wanted == has and metadata.title in ("", known.title) else None
 
     def put(self, document: Document, file: Path) -> None:

@@ -104,7 +104,7 @@ def load_documents(path: Path, tenant: str, parsers: Parsers, given: Metadata, d
         whose = row_metadata(parsed["metadata"]).over(metadata) if parsed["metadata"] else metadata
         own_id = Document.make_id(tenant, parsed["content"].encode()) if parsed["content"] else document_id
         key = str(path.resolve()) + (f"#{parsed['key']}" if parsed["key"] else "")
-        documents[key] = _document(path, tenant, parsed, whose, own_id, key)
+        documents[key] = _document(path, tenant, parsed, whose, given, own_id, key)
     return list(documents.values())
 
 
@@ -114,7 +114,7 @@ def load_document(path: Path, tenant: str, limits: Ingest) -> Document:
         return load_documents(path, tenant, parsers, Metadata())[0]
 
 
-def _document(path: Path, tenant: str, parsed: dict[str, Any], metadata: Metadata, document_id: str, key: str) -> Document:
+def _document(path: Path, tenant: str, parsed: dict[str, Any], metadata: Metadata, given: Metadata, document_id: str, key: str) -> Document:
     text, starts = join_pages(parsed["pages"], parsed["joins"])
     return Document(
         id=document_id,
@@ -133,6 +133,7 @@ def _document(path: Path, tenant: str, parsed: dict[str, Any], metadata: Metadat
         tenant=tenant,
         tags=metadata.tags,
         boost=metadata.boost or 1.0,
+        given=given.model_dump(exclude_defaults=True),
     )
 
 

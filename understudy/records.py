@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,7 @@ class Document(Record):
     tenant: str = "default"
     tags: list[str] = Field(default_factory=list)
     boost: float = 1.0  # of its passages' scores
+    given: dict[str, Any] = Field(default_factory=dict)  # metadata from the command line: it stays until the command line gives other
 
     def is_stale(self, at: float) -> bool:
         """Whether the document does not hold at a time (seconds since the epoch): not yet, or no longer."""

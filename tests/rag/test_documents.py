@@ -121,7 +121,12 @@ def test_metadata_from_arguments_and_sidecar(take: Take, workspace: Workspace, t
     workspace.store.put_embeddings("e", {chunk.id: np.ones((1, 4), np.float32)})
     write(tmp_path / "fees.txt.meta.yaml", "tags: [harbour]\n")
     assert take(file).updated == 1
-    assert [d.tags for d in workspace.store.documents("default")] == [["harbour"]]
+    (document,) = workspace.store.documents("default")
+    assert (document.tags, document.boost, document.valid_until) == (["law", "harbour"], 2.0, None)  # what the command line said stays
+    assert take(file, given=from_arguments(tags=["new"])).updated == 1
+    (document,) = workspace.store.documents("default")
+    assert (document.tags, document.boost) == (["new", "harbour"], 1.0)
+    assert take(file).unchanged == 1
     assert chunk.id in workspace.store.embeddings("e", [chunk.id])  # its text is the same, so its vectors stay
 
 
