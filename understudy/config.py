@@ -36,8 +36,10 @@ class Ingest(Section):
 
     chunk_tokens: int = Field(96, ge=32, le=2048, description="longest chunk, in the embedder's tokens")
     overlap_tokens: int = Field(16, ge=0, le=512, description="tokens shared by neighbouring chunks")
-    parse_seconds: float = Field(120, gt=0, description="time limit for parsing one file")
+    parser: Literal["auto", "docling"] = Field("auto", description="docling: the optional extra reads everything but text, Markdown and JSONL")
+    parse_seconds: float = Field(120, gt=0, description="time limit for parsing one file, and its limit of processor time")
     parse_memory_gib: float = Field(2, gt=0, description="memory limit for parsing one file")
+    parse_processes: int | None = Field(None, ge=1, le=64, description="files parsed at once; unset: the number of cores, at most 8")
 
 
 class Retrieval(Section):

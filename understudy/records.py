@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,8 +22,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Heading(Record):
+    """A heading of a document: level 1 is the outermost."""
+
+    start: int  # code points into the document's text
+    level: int
+    title: str
+
+
 class Document(Record):
-    """One source file. Its group, the unit of every split and leak check, is the document itself."""
+    """One source file, or one row of a JSONL file. Its group, the unit of every split and leak check, is the document itself."""
 
     id: str  # sha256 of tenant and bytes
     source_key: str  # what an update replaces
@@ -33,12 +41,20 @@ class Document(Record):
     pages: int
     text: str  # all pages, joined; chunk offsets count its code points
     page_starts: list[int]  # offset of each page's first code point in `text`
+    page_labels: list[str] = Field(default_factory=list)  # printed page numbers, where they are not 1, 2, 3, …
+    headings: list[Heading] = Field(default_factory=list)  # in text order
+    parser: str = ""  # name and version of what read its text
     ingested_at: float  # seconds since the epoch
-    valid_from: float | None = None
-    valid_until: float | None = None
+    valid_from: float | None = None  # seconds since the epoch
+    valid_until: float | None = None  # seconds since the epoch; stale from then on
     tenant: str = "default"
     tags: list[str] = Field(default_factory=list)
-    boost: float = 1.0
+    boost: float = 1.0  # of its passages' scores
+    given: dict[str, Any] = Field(default_factory=dict)  # metadata from the command line: it stays until the command line gives other
+
+    def is_stale(self, at: float) -> bool:
+        """Whether the document does not hold at a time (seconds since the epoch): not yet, or no longer."""
+        return (self.valid_from is not None and at < self.valid_from) or (self.valid_until is not None and at >= self.valid_until)
 
     @staticmethod
     def make_id(tenant: str, content: bytes) -> str:

@@ -109,6 +109,9 @@ class Store(Protocol):
     def trim_cache(self, tenant: str, max_entries: int, now: float) -> int:
         """Remove the tenant's entries that expired by `now`, then the least recently used beyond `max_entries`; returns how many."""
 
+    def compact(self) -> None:
+        """Rewrite the store's files without what was removed, so that no byte of it is left in them."""
+
     def close(self) -> None:
         """Release the connection."""
 

@@ -181,6 +181,17 @@ class SqliteStore(SqliteCache):
                 return
             after = (rows[-1][0], rows[-1][1])
 
+    def compact(self) -> None:
+        """See Store. Raises StorageError while another process reads: its view may still need the old pages."""
+        with self._lock:
+            try:
+                self._connection.execute("VACUUM")
+                busy, *_ = next(iter(self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")))
+            except apsw.Error as error:
+                raise StorageError(f"the store's file could not be rewritten: {error}", "free space, end other commands, then run it again") from error
+            if busy:
+                raise StorageError("removed, but the store's files still hold the text: another process reads them", "end it, then run the command again")
+
     def close(self) -> None:
         """See Store."""
         self._connection.close()
