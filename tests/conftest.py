@@ -34,6 +34,8 @@ MODELS = Path(os.environ.get("UNDERSTUDY_TEST_MODELS", Path(__file__).parents[1]
 DOCUMENTS = ("02-data-protection.pdf", "07-human-oversight.pdf")
 QUESTIONS = 30  # of each document
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
 SETTINGS = "serve: {{port: {port}, kv_cache_gib: 0.5, max_loras: 2}}\ningest: {{chunk_tokens: 96, overlap_tokens: 16}}\nretrieval: {{k: 2}}\n"  # short prompts
 
 

@@ -216,6 +216,7 @@ def test_a_removed_document_lists_what_was_learnt_and_a_purge_leaves_no_byte(tak
     take(write(tmp_path / "a.txt", "The password of the vault is xyzzy-4711."))
     (document,) = workspace.store.documents("default")
     adapter_of(workspace, document.id)
+    workspace.models.symlink_to(MODELS.resolve())
     with pytest.raises(NotFoundError):
         remove_documents(workspace, [document.id[:5]])  # too short to be meant
     result = remove_documents(workspace, ["a.txt"], purge=True)

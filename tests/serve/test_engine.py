@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -480,6 +481,7 @@ def test_the_language_head_takes_each_row_with_its_own_adapter() -> None:
 def test_plugin_leaves_an_unknown_vllm_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from serve import cpu_lora, punica
 
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # a command run before in this process has quietened it
     assert cpu_lora._wrapper_name("stock.Wrapper") == cpu_lora.WRAPPER
     monkeypatch.setitem(punica.KNOWN_PARAMETERS, "add_lora_linear", ["self", "something_else"])
     assert cpu_lora._wrapper_name("stock.Wrapper") == "stock.Wrapper"
