@@ -74,7 +74,7 @@ def _seen(store: Store, made: Made) -> tuple[object, ...]:
     return store.document(made[0].id), store.chunks_by_id(ids), vectors, store.cache_vectors(made[0].tenant, made[0].tenant, "e")[0]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), st.sampled_from(TENANTS), st.sampled_from(PLACES), st.sampled_from(TEXTS)), min_size=4, max_size=14)
 )
