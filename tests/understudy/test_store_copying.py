@@ -77,6 +77,7 @@ def test_everything_arrives(source: Store, store_url: str, tmp_path: Path) -> No
     _copied_by_way_of(source, store_url, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_copy_killed_anywhere_is_finished_by_the_next(source: Store, mongodb_server: str, tmp_path: Path) -> None:
     from pymongo import monitoring
 

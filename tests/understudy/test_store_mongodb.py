@@ -85,7 +85,7 @@ def _killed_at(number: int, applied: bool, url: str, work: Callable[[Store], obj
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("applied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_any_write_leaves_one_state_or_the_other(
     mongodb_server: str, pair: tuple[Pair, Pair], applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +240,7 @@ def test_a_commit_whose_answer_is_lost_does_not_undo_the_one_after_it(standalone
     proxy.close()
 
 
+@pytest.mark.slow
 def test_the_server_may_be_killed_and_come_back(
     tmp_path: Path, pair: tuple[Pair, Pair], make_trace: Callable[..., Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
