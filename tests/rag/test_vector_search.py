@@ -143,15 +143,6 @@ def test_a_file_has_no_search_nodes(tmp_path: Path) -> None:
     assert not support_of(open_store("sqlite:///store.db", tmp_path)).available
 
 
-def test_a_server_that_is_gone_is_an_error_and_no_reason(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=100", tmp_path)
-    server.kill()
-    with pytest.raises(StorageError, match="no answer"):
-        support_of(store)
-    store.close()
-
-
 def test_the_search_nodes_find_what_the_local_index_finds(nodes: tuple[SearchNodes, Store], corpus: Callable[[Store], Index]) -> None:
     searching, store = nodes
     index = corpus(store)

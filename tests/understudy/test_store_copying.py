@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 
 from tests.mongodb import fresh_database
 from tests.understudy.test_store_cache import VECTOR, make_entry
+from understudy.cli import main
 from understudy.errors import NotFoundError, StorageError, UsageError
 from understudy.progress import Progress
 from understudy.records import Chunk, Document, Step, Trace
@@ -79,6 +77,7 @@ def test_everything_arrives(source: Store, store_url: str, tmp_path: Path) -> No
     _copied_by_way_of(source, store_url, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_copy_killed_anywhere_is_finished_by_the_next(source: Store, mongodb_server: str, tmp_path: Path) -> None:
     from pymongo import monitoring
 
@@ -86,7 +85,7 @@ def test_a_copy_killed_anywhere_is_finished_by_the_next(source: Store, mongodb_s
 
     expected = digest_store(source, Progress)
     source.close()
-    for number in (1, 3, 8, 21, 55, 144):
+    for number in (2, 13, 55, 144):
         with fresh_database(mongodb_server) as url:
             if (child := os.fork()) == 0:
                 monitoring.register(Killer(number, applied=True))
@@ -180,27 +179,32 @@ def test_a_missing_backup_is_named(tmp_path: Path) -> None:
         restore(tmp_path / "none.zip", "sqlite:///new.db", tmp_path, Progress)
 
 
-def test_the_commands_copy_and_never_show_a_password(source: Store, mongodb_url: str, tmp_path: Path) -> None:
+def test_the_commands_copy_and_never_show_a_password(
+    source: Store, mongodb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source.close()
     (tmp_path / "understudy.yaml").write_text("store: sqlite:///source.db\n")
 
-    def understudy(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "understudy.cli", "--workspace", str(tmp_path), "--json", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    def understudy(*arguments: str) -> tuple[int, str]:
+        code = main(["--workspace", str(tmp_path), "--json", *arguments])
+        return code, "".join(capsys.readouterr())
 
-    done = understudy("store", "copy", "sqlite:///source.db", "env:TARGET", TARGET=mongodb_url)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
-    assert outcome["collections"]["documents"]["count"] == 6
-    refused = understudy("store", "copy", "sqlite:///source.db", "mongodb://me:hunter2@localhost/db")
-    assert refused.returncode == 2
-    assert "hunter2" not in refused.stdout + refused.stderr
-    secret = mongodb_url.replace("mongodb://", "mongodb://me:hunter2@", 1)
-    shown = understudy("config", "show", UNDERSTUDY_STORE=secret)
-    assert shown.returncode == 0
-    assert json.loads(shown.stdout)["config"]["store"]["origin"] == "environment"
-    assert "hunter2" not in shown.stdout
-    missing = understudy("store", "copy", "sqlite:///none.db", "sqlite:///new.db")
-    assert missing.returncode == 1
-    assert not (tmp_path / "none.db").exists()
-    assert not (tmp_path / "new.db").exists()
+    monkeypatch.setenv("TARGET", mongodb_url)
+    code, shown = understudy("store", "copy", "sqlite:///source.db", "env:TARGET")
+    assert code == 0, shown
+    assert '"source": "sqlite:///source.db"' in shown
+    assert '"target": "env:TARGET"' in shown
+    code, shown = understudy("store", "copy", "sqlite:///source.db", "mongodb://me:hunter2@localhost/db")
+    assert code == 2
+    assert "hunter2" not in shown
+    assert understudy("store", "copy", "sqlite:///none.db", "sqlite:///new.db")[0] == 1
+    assert understudy("store", "copy", "sqlite:///source.db", "sqlite:///source.db")[0] == 2
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["source.db"]
+    assert understudy("store", "backup", str(tmp_path / "b.zip"))[0] == 0
+    assert understudy("store", "restore", str(tmp_path / "b.zip"))[0] == 2
+    assert understudy("store", "restore", str(tmp_path / "b.zip"), "--set", "store=sqlite:///new.db")[0] == 0
+    monkeypatch.setenv("UNDERSTUDY_STORE", mongodb_url.replace("mongodb://", "mongodb://me:hunter2@", 1))
+    code, shown = understudy("config", "show")
+    assert code == 0
+    assert "mongodb://***@" in shown
+    assert "hunter2" not in shown

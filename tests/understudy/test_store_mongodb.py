@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pymongo import monitoring
 
+from rag.vector_search import support_of
 from tests.mongodb import Proxy, Server, fresh_database, nothing
 from tests.understudy.test_store_cache import VECTOR, make_entry
 from understudy.errors import StorageError, UsageError
 from understudy.records import CacheTotals, Chunk, Document, Trace
-from understudy.store import Store, mongodb, open_store
+from understudy.store import Store, mongodb, mongodb_traces, open_store
 from understudy.store.mongodb import MongoStore
 from understudy.store.mongodb_connection import MIGRATIONS
 
@@ -83,7 +85,7 @@ def _killed_at(number: int, applied: bool, url: str, work: Callable[[Store], obj
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("applied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_any_write_leaves_one_state_or_the_other(
     mongodb_server: str, pair: tuple[Pair, Pair], applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,46 @@ def test_a_removal_killed_at_any_write_is_done_or_not(mongodb_server: str, pair:
         if not killed:
             break
     assert number > 4
+
+
+class Refusing:
+    """Refuses the n-th write with a server's error, as the answer to the command or to the one write in it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        self.number -= next(iter(request), "") in WRITES
+        if self.number != 0 or next(iter(request), "") not in WRITES:
+            return None
+        self.number -= 1
+        fault = {"code": 14031, "errmsg": "no space left on device"}
+        return {"ok": 0.0, **fault} if self.number % 2 else {"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, **fault}]}
+
+
+def test_a_full_disk_of_the_server_leaves_one_state_or_the_other_whichever_write_meets_it(local_mongodb: Server, pair: tuple[Pair, Pair]) -> None:
+    old, new = pair
+    proxy = Proxy(local_mongodb.port)
+    failed = 0
+    for number in range(1, 50):
+        with fresh_database(local_mongodb.url) as url:
+            store = open_store(url.replace(str(local_mongodb.port), str(proxy.port)) + "?directConnection=true", Path())
+            _prepare(store, old)
+            before = _state(store)
+            proxy.answer = refusing = Refusing(number)
+            try:
+                store.add_document(*new)
+            except StorageError as error:
+                failed += "is full" in error.message
+            proxy.answer = lambda _request: None
+            assert _state(store) in (before, ([new[0]], new[1], [], []))
+            store.add_document(*new)
+            assert _state(store) == ([new[0]], new[1], [], [])
+            store.close()
+        if refusing.number > 0:
+            break
+    proxy.close()
+    assert failed >= 6
 
 
 class Losing:
@@ -198,12 +240,16 @@ def test_a_commit_whose_answer_is_lost_does_not_undo_the_one_after_it(standalone
     proxy.close()
 
 
-def test_the_server_may_be_killed_and_come_back(tmp_path: Path, pair: tuple[Pair, Pair], make_trace: Callable[..., Trace]) -> None:
+@pytest.mark.slow
+def test_the_server_may_be_killed_and_come_back(
+    tmp_path: Path, pair: tuple[Pair, Pair], make_trace: Callable[..., Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = pair
+    monkeypatch.setattr(mongodb_traces, "PAGE", 3)
     server = Server(tmp_path, "--sync-on-commit")
-    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=300", tmp_path)
+    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=1500", tmp_path)  # longer than the half second between a driver's looks
     _prepare(store, old)
-    for number in range(230):
+    for number in range(8):
         store.put_trace(make_trace(f"question {number}?", None, None, "", [], id=f"{number:04x}", created_at=1.0))
     reading = store.traces("default")
     next(reading)
@@ -212,9 +258,11 @@ def test_the_server_may_be_killed_and_come_back(tmp_path: Path, pair: tuple[Pair
     with pytest.raises(StorageError, match="no answer from") as caught:
         store.add_document(*new)
     assert "server runs" in caught.value.remedy
+    with pytest.raises(StorageError, match="no answer from"):  # and not: no search nodes
+        support_of(store)
     server.start()
     assert _state(store) == before
-    assert len(list(reading)) == 229
+    assert len(list(reading)) == 7
     assert store.add_document(*new)
     assert store.chunks() == new[1]
     store.close()

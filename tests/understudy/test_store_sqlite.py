@@ -125,6 +125,7 @@ def test_a_write_that_fails_leaves_the_state_before_whichever_it_is(tmp_path: Pa
     assert failed >= 5
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_write_leaves_one_state_or_the_other(tmp_path: Path, disk: FaultyDisk, update: tuple) -> None:  # type: ignore[type-arg]
     old, new = update
     disk.fault = disk.kill

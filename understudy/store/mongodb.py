@@ -183,7 +183,7 @@ class MongoStore(MongoTraces, MongoCache):
         """
         replaced = self._swap(row, over)
         for old in replaced if replaced is not None else [row]:
-            self._discard(old, keep=row["id"])
+            self._discard(old, keep=row["id"] if old["_id"] == row["_id"] else "")  # what a document was at another source goes
         return replaced is not None
 
     def _swap(self, row: Row, over: str | None) -> list[Row] | None:

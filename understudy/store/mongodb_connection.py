@@ -138,11 +138,9 @@ class Connection:
     def _translated(self, error: Exception) -> StorageError:
         """A driver's error as ours; the driver's texts name hosts and fields, never credentials."""
         shown = shown_url(self.url)
-        code = error.code if isinstance(error, OperationFailure) else None
+        code, said = _cause(error)
         if isinstance(error, AutoReconnect):
-            return StorageError(
-                f"no answer from {shown}: {_first_line(error)}", "check that the MongoDB server runs and can be reached, then run the command again"
-            )
+            return StorageError(f"no answer from {shown}: {said}", "check that the MongoDB server runs and can be reached, then run the command again")
         if code in (AUTHENTICATION_FAILED, UNAUTHORIZED):
             return StorageError(
                 f"{shown} refused the login or the right to do this", "check user, password and roles in UNDERSTUDY_STORE (add ?authSource=… if needed)"
@@ -151,7 +149,7 @@ class Connection:
             return StorageError(f"the disk of {shown} is full", "free space on the server, then run the command again")
         if isinstance(error, DocumentTooLarge):
             return StorageError("a record is larger than the 16 MiB that MongoDB keeps in one", "split the document, or use a sqlite:/// store")
-        return StorageError(f"{shown} refused: {_first_line(error)}", "run the command again; `understudy doctor` checks the store")
+        return StorageError(f"{shown} refused: {said}", "run the command again; `understudy doctor` checks the store")
 
 
 def equal(**values: Any) -> Row:
@@ -188,5 +186,9 @@ def _passing(error: Exception) -> bool:
     return all(fault.get("code") == DUPLICATE_KEY for fault in error.details.get("writeErrors", [{}]))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition(", full error")[0].partition(", Timeout:")[0].split("\n")[0][:300]
+def _cause(error: Exception) -> tuple[int | None, str]:
+    """The server's error code, where it gave one, and what happened in one line."""
+    said, code = str(error), error.code if isinstance(error, OperationFailure) else None
+    if isinstance(error, BulkWriteError) and (faults := [*error.details.get("writeErrors", []), *error.details.get("writeConcernErrors", [])]):
+        said, code = str(faults[0].get("errmsg")), faults[0].get("code")
+    return code, said.partition(", full error")[0].partition(", Timeout:")[0].split("\n")[0][:300]
