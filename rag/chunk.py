@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VERSION = "sentences-1"  # of the algorithm; the settings below are part of a chunker's name
 AFTER_PARAGRAPH, AFTER_LINE, AFTER_SENTENCE, AFTER_PART, AFTER_HEADING = 0.02, 0.06, 0.12, 2.0, 4.0  # cost of a cut there; after a section none
 HEADING_INSIDE = 0.1  # cost of each heading that a chunk holds after its beginning
+TOKEN_CHARACTERS = 32  # a longer token, such as the one unknown token of a long word, counts as several
 FEWEST_TOKENS = 1 / 32  # of a chunk: shorter neighbours are one atom
 SENTENCE_END = re.compile(r"[.!?…][\"”’»)\]]*\s+(?=[\"“‘«(\[]?[^\Wa-z])|(?<=[a-z)”])[.!?]\d{1,2}\s+(?=[A-Z])|[。！？]")
 ABBREVIATION = re.compile(r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Nr|Art|Arts|Sec|Fig|Eq|Vol|pp?|cf|vs|e\.g|i\.e|z\.\s?B|bzw|ca|approx))\.\s+$")
@@ -74,7 +75,7 @@ class Chunker:
     def spans(self, document: Document) -> list[tuple[int, int, int]]:
         """(start, end, where its first text that is no heading begins) of each chunk."""
         encoded = self._tokenizer.encode(document.text, add_special_tokens=False)
-        starts = [start for start, _ in encoded.offsets]
+        starts = [place for start, end in encoded.offsets for place in range(start, max(end, start + 1), TOKEN_CHARACTERS)]
         limit = self._limit
         while True:
             atoms = to_atoms(document, starts, limit)

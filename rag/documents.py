@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.chunk import Chunker
-from rag.load import file_digest, load_documents
+from rag.load import ROW, file_digest, file_of, load_documents
 from rag.metadata import Metadata, read_sidecar
 from rag.parse import VERSION
 from rag.parsers import Parsers
@@ -92,7 +92,7 @@ class Shelf:
         documents = self._store.documents(self._tenant)
         self._by_key = {document.source_key: document for document in documents}
         self._by_id = {document.id: document for document in documents}
-        self._given = {document.source_key.partition("#")[0]: document.given for document in documents}
+        self._given = {str(file_of(document.source_key)): document.given for document in documents}
         self._chunk_ids = {chunk.id for chunk in self._store.chunks(self._tenant)}
 
     def said(self, file: Path, given: Metadata) -> Metadata:
@@ -153,7 +153,7 @@ class Shelf:
 
     def drop_rows(self, file: Path, documents: list[Document]) -> None:
         """Remove rows that a JSONL file no longer has."""
-        rows, kept = f"{file.resolve()}#", {document.source_key for document in documents}
+        rows, kept = f"{file.resolve()}{ROW}", {document.source_key for document in documents}
         for key in [key for key in self._by_key if key.startswith(rows) and key not in kept]:
             self._remove(self._by_key[key])
 
@@ -178,9 +178,8 @@ def _pages_without_text(document: Document) -> list[int]:
 
 def _still_holds(document: Document) -> bool:
     """Whether a document's source file is there with the same bytes."""
-    path, _, row = document.source_key.partition("#")
-    if row:
-        return Path(path).is_file()
+    if ROW in document.source_key:
+        return file_of(document.source_key).is_file()
     try:
         return file_digest(Path(document.source_key), document.tenant) == document.id
     except DocumentError:
@@ -190,7 +189,7 @@ def _still_holds(document: Document) -> bool:
 def find_documents(workspace: Workspace, wanted: str) -> list[Document]:
     """The tenant's documents with this id (or the beginning of it, 6 digits at least), source or source key; raises NotFoundError."""
     documents = workspace.store.documents(workspace.config.tenant)
-    found = [d for d in documents if wanted in (d.id, d.source, d.source_key, d.source_key.partition("#")[0])]
+    found = [d for d in documents if wanted in (d.id, d.source, d.source_key, str(file_of(d.source_key)))]
     found = found or [d for d in documents if len(wanted) >= 6 and d.id.startswith(wanted)]
     if not found:
         raise NotFoundError(f"no document {wanted}", "`understudy documents ls` lists ids and sources")

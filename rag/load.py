@@ -20,6 +20,7 @@ from understudy.records import Document, Heading
 
 STDIN = "-"
 WILDCARDS = "*?["
+ROW = "//"  # in a source key, between a file and one of its rows; no resolved path holds it
 
 
 def find_files(inputs: Iterable[str | Path]) -> list[Path]:
@@ -78,6 +79,11 @@ def is_inside(file: Path, folder: Path) -> bool:
     return file.is_file() and file.resolve().is_relative_to(folder.resolve())
 
 
+def file_of(source_key: str) -> Path:
+    """The file that a document came from."""
+    return Path(source_key.partition(ROW)[0])
+
+
 def file_digest(path: Path, tenant: str) -> str:
     """Document.make_id of a file's content, read in blocks; raises DocumentError."""
     digest = hashlib.sha256(tenant.encode() + b"\0")
@@ -93,19 +99,27 @@ def file_digest(path: Path, tenant: str) -> str:
 def load_documents(path: Path, tenant: str, parsers: Parsers, given: Metadata, document_id: str | None = None) -> list[Document]:
     """Read and parse one file; raises DocumentError with the reason it cannot be ingested. `document_id`: its file_digest, if known."""
     document_id = document_id or file_digest(path, tenant)
-    written = path.stat()
+    before = _written(path)
     metadata = read_sidecar(path).over(given)
     found = parsers.parse(path.resolve())
-    now = path.stat()
-    if (now.st_size, now.st_mtime_ns) != (written.st_size, written.st_mtime_ns):
+    if _written(path) != before:
         raise DocumentError("changed while it was read")
     documents = {}
     for parsed in found:
         whose = row_metadata(parsed["metadata"]).over(metadata) if parsed["metadata"] else metadata
         own_id = Document.make_id(tenant, parsed["content"].encode()) if parsed["content"] else document_id
-        key = str(path.resolve()) + (f"#{parsed['key']}" if parsed["key"] else "")
+        key = str(path.resolve()) + (f"{ROW}{parsed['key']}" if parsed["key"] else "")
         documents[key] = _document(path, tenant, parsed, whose, given, own_id, key)
     return list(documents.values())
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Size and time of the last change; raises DocumentError where the file has gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DocumentError(f"cannot be read: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def load_document(path: Path, tenant: str, limits: Ingest) -> Document:

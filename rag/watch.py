@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag.embed import Embedder
 from rag.ingest import ingest, remove_documents
-from rag.load import has_known_name, in_folder, is_inside
+from rag.load import file_of, has_known_name, in_folder, is_inside
 from rag.metadata import SIDECAR, Metadata
 from understudy.errors import DocumentError, UsageError
 from understudy.models import model_path
@@ -27,7 +27,7 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """First the folder as it is, then each round of changes: what `ingest` returns, with `removed` and `gone` (sources of deleted files).
 
-    Documents of deleted files are removed with `mirror`, and named in `gone` without it. Ends when `stop` is set. Raises UsageError.
+    Documents of deleted files are removed with `mirror`, unless the folder is empty, and named in `gone` otherwise. Ends when `stop` is set. Raises UsageError.
     """
     from watchfiles import Change
     from watchfiles import watch as changes_in
@@ -71,11 +71,12 @@ def _round(
         except DocumentError as error:  # every file of this round; the watch goes on
             result = {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
     gone = gone_from(workspace, folder)
-    removed = remove_documents(workspace, gone) if gone and mirror else None
-    return {**result, "removed": removed, "gone": [] if mirror else gone}
+    mirrors = mirror and bool(gone) and folder.is_dir() and any(folder.iterdir())  # an empty folder may be a disk that is not mounted
+    removed = remove_documents(workspace, gone) if mirrors else None
+    return {**result, "removed": removed, "gone": [] if mirrors else gone}
 
 
 def gone_from(workspace: Workspace, folder: Path) -> list[str]:
-    """Source keys, of files, that lie in the folder by their name and are no longer there."""
-    keys = {document.source_key.partition("#")[0] for document in workspace.store.documents(workspace.config.tenant)}
-    return sorted(key for key in keys if Path(key).is_relative_to(folder.resolve()) and not Path(key).exists())
+    """The files of documents that lie in the folder by their name and are no longer there."""
+    files = {file_of(document.source_key) for document in workspace.store.documents(workspace.config.tenant)}
+    return sorted(str(file) for file in files if file.is_relative_to(folder.resolve()) and not file.exists())

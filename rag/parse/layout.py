@@ -77,11 +77,6 @@ def may_hold_table(rows: list[Row]) -> bool:
     return any(len(row) > 1 and not ITEM.match(row[0].text) for row in rows)
 
 
-def reading_order(rows: list[Row], rules: list[Rule]) -> list[Line]:
-    """The page's lines in reading order, told by its rows and its horizontal ruling lines."""
-    return _order(rows, rules, depth=0)
-
-
 def segments(words: list[Word]) -> list[Line]:
     """Words joined where the next one follows on the same line without a wide gap. Right-to-left lines stay whole: their words are in logical order."""
     result: list[Line] = []
@@ -123,7 +118,8 @@ def to_rows(parts: list[Line]) -> list[Row]:
     return [sorted(row, key=lambda s: s.x0, reverse=is_right_to_left(row[0].text)) for row in rows]
 
 
-def _order(rows: list[Row], rules: list[Rule], depth: int) -> list[Line]:
+def reading_order(rows: list[Row], rules: list[Rule], depth: int = 0) -> list[Line]:
+    """The lines in reading order, told by the page's (or, deeper, a column's) rows and its horizontal ruling lines."""
     lines: list[Line] = []
     edges = (min((s.x0 for r in rows for s in r), default=0.0), max((s.x1 for r in rows for s in r), default=0.0))
     place = 0
@@ -138,7 +134,7 @@ def _order(rows: list[Row], rules: list[Rule], depth: int) -> list[Line]:
         gutter = None if len(found) >= 2 else _prose_beside(band, gutters)
         if gutter is not None:
             for column in _columns(band, [gutter]):
-                lines += _order([row for row in column if row], rules, depth + 1)
+                lines += reading_order([row for row in column if row], rules, depth + 1)
         elif len(found) < 2 and len(band) < 3:
             lines += [_flat(row, edges) for row in band]  # two lines of justified text with wide gaps
         else:

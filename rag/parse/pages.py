@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -79,6 +80,11 @@ def squeezed(text: str) -> str:
     return "".join(text.split()).casefold()
 
 
+def _is_unspaced(character: str) -> bool:
+    """Whether a character is of a script that writes no spaces between words, as Chinese and Japanese do."""
+    return unicodedata.east_asian_width(character) in "WF" and not "\uac00" <= character <= "\ud7a3"
+
+
 class Hyphens:
     """Makes words whole that a line's end divides, by the words that the document itself uses."""
 
@@ -97,7 +103,7 @@ class Hyphens:
             if broken and following and following[0][0].islower():
                 text = text + line if self._keeps(broken[1], following[0]) else text[:-1] + line
             else:
-                text += (" " if text and line else "") + line
+                text += (" " if text and line and not (_is_unspaced(text[-1]) and _is_unspaced(line[0])) else "") + line
         return text
 
     def _keeps(self, first: str, second: str) -> bool:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from rag.chunk import Chunker
-from rag.documents import Intake, take_in
+from rag.documents import Intake, find_documents, take_in
 from rag.ingest import remove_documents
 from rag.load import find_files
 from rag.metadata import Metadata, from_arguments, moment
 from rag.parse import VERSION
+from rag.watch import gone_from
 from tests.conftest import EMBEDDER, MODELS
 from understudy.cli import main
 from understudy.errors import NotFoundError, UsageError
@@ -190,6 +191,22 @@ def test_rows_of_a_jsonl_file_come_change_and_go(take: Take, workspace: Workspac
     assert (intake.updated, intake.added) == (1, 1)
     found = {d.source: (d.text, d.tags) for d in workspace.store.documents("default")}
     assert found == {"rows.jsonl#a": ("Green words.", ["t"]), "rows.jsonl#c": ("White words.", ["t"])}
+
+
+def test_names_with_signs_are_names(take: Take, workspace: Workspace, tmp_path: Path) -> None:
+    files = [write(tmp_path / name, f"Words of {name}.") for name in ("a#b.txt", "c [1].txt")]
+    rows = write(tmp_path / "r#s.jsonl", json.dumps({"id": "http://x//y#z", "text": "Row."}))
+    assert take(*files, rows).added == 3
+    assert take(*files, rows).unchanged == 3
+    assert gone_from(workspace, tmp_path) == []
+    assert find_files([tmp_path / "c [1].txt"]) == [tmp_path / "c [1].txt"]
+    assert [d.source for d in find_documents(workspace, str(rows))] == ["r#s.jsonl#http://x//y#z"]
+
+
+def test_a_file_that_vanishes_is_quarantined(take: Take, tmp_path: Path) -> None:
+    kept = write(tmp_path / "b.txt", "Words.")
+    (row,) = take(tmp_path / "a.txt", kept).quarantined
+    assert "No such file" in row["reason"]
 
 
 def test_pages_without_text_are_named(take: Take, tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_words_divided_at_a_line_end_become_whole() -> None:
     )
 
 
+def test_lines_of_scripts_without_spaces_are_joined_without_one() -> None:
+    assert Hyphens([]).join(["港口五点", "开放，", "九点关闭。See", "notice", "한국어", "문장"]) == "港口五点开放，九点关闭。See notice 한국어 문장"
+
+
 def test_a_hyphen_that_pdfium_marks_is_joined(tmp_path: Path) -> None:
     pdf = Pdf()
     pdf.page(*column(72, 700, ["All the boats that come in late are given infor-", "mation about berths at once by the pilot."]))

@@ -50,6 +50,11 @@ def test_changes_become_rounds(corpus_workspace: Workspace, tmp_path: Path, mirr
         assert (last["removed"]["sources"], last["gone"], sources) == (["b.txt"], [], [("a.txt", 2.0, ["w"])])
     else:
         assert (last["removed"], last["gone"], len(sources)) == (None, [str(folder / "deep" / "b.txt")], 2)
+    for file in folder.iterdir():
+        file.unlink() if file.is_file() else file.rmdir()
+    last = next(rounds)
+    assert last["removed"] is None  # an empty folder may be a disk that is not mounted
+    assert str(folder / "a.txt") in last["gone"]
     stop.set()
     assert list(rounds) == []
 

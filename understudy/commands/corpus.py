@@ -48,7 +48,7 @@ def _watch(workspace: Workspace, args: Namespace, given: Metadata) -> Outcome:
         lines = [f"{printable(result['error']['message'])}"] if "error" in result else _ingested(result) if "chunks" in result else []
         if result["removed"]:
             lines.append(_removed(result["removed"]))
-        lines += [f"{printable(source)} is gone; `--mirror` would remove its document" for source in result["gone"]]
+        lines += [f"{printable(source)} is gone; its document stays{'' if args.mirror else ' (--mirror would remove it)'}" for source in result["gone"]]
         for line in lines or ["watching"]:
             report(line)
     return Outcome({}, [])
