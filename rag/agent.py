@@ -113,7 +113,7 @@ async def escalate(state: State) -> State:
     """Hand the question to the teacher, with the passages of the best attempt."""
     run = state["run"]
     assert run.best is not None
-    run.passages, run.escalated = run.best.passages, True
+    run.passages, run.escalated, run.own_steps = run.best.passages, True, len(run.steps)
     return state
 
 
@@ -171,7 +171,8 @@ async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None
         raise
     except EndpointError as failure:
         if run.escalated and run.best:  # the model's own answer stands
-            noted["escalation_error"], run.pending = failure.message, None
+            noted["escalation_error"] = failure.message
+            run.drop_escalation()
         else:
             error = failure.message
     except BudgetSpent as spent:

@@ -83,7 +83,8 @@ class Run:
     written: Completion | None = None
     attempts: list[Attempt] = field(default_factory=list)
     answer_again: bool = False
-    escalated: bool = False
+    escalated: bool = False  # whether the teacher is asked now
+    own_steps: int = 0  # taken before the teacher's
     pending: Step | None = None  # a call under way
 
     def __post_init__(self) -> None:
@@ -109,9 +110,8 @@ class Run:
     @property
     def best(self) -> Attempt | None:
         """The teacher's attempt where there is one; else the attempt with the highest score, the earliest of equals."""
-        if self.tools.teacher and self.attempts and self.attempts[-1].model == self.tools.teacher.client.model.name:
-            return self.attempts[-1]
-        return max(self.attempts, key=lambda attempt: attempt.score, default=None)
+        teachers = [attempt for attempt in self.attempts if self.tools.teacher and attempt.model == self.tools.teacher.client.model.name]
+        return max(teachers or self.attempts, key=lambda attempt: attempt.score, default=None)
 
     @property
     def tokens(self) -> int:
@@ -146,11 +146,17 @@ class Run:
         self.steps.append(step)
         self.emit(StepDone(step))
 
+    def drop_escalation(self) -> None:
+        """Forget what a teacher that failed had begun."""
+        del self.steps[self.own_steps :]
+        self.pending = None
+
     def trace(self, error: str, metadata: dict[str, str]) -> Trace:
         """The run as a Trace; one that ended by an error is incomplete, and its last step says why."""
         best, tools = self.best, self.tools
+        is_teachers = bool(tools.teacher and best and best.model == tools.teacher.client.model.name)
         cut_off = [self.pending.model_copy(update={"error": error, "seconds": time.time() - self.pending.started_at})] if self.pending and error else []
-        noted = {"mode": tools.settings.mode, "escalated": "true" if self.escalated else "", "error": error}
+        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "error": error}
         return Trace(
             id=uuid.uuid4().hex,
             tenant=tools.retriever.tenant,
