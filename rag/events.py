@@ -54,6 +54,8 @@ async def stream(run: Callable[[Emit], Awaitable[Trace]]) -> AsyncGenerator[Even
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (event := await events.get()) is not None:
+            if isinstance(event, Done):
+                await task  # what comes after the run, such as keeping it in a cache, is not cut off by a reader who has heard enough
             yield event
         await task
     finally:

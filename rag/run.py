@@ -129,7 +129,7 @@ class Run:
         self.emit(StepStarted(name, client.model.name))
         self.written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, on_progress)
         usage = self.written.usage
-        step = self.pending.model_copy(
+        return self.pending.model_copy(
             update={
                 "text": self.written.text,
                 "usage": usage if usage.prompt_tokens else usage.model_copy(update={"prompt_tokens": estimate_tokens(messages)}),
@@ -138,7 +138,6 @@ class Run:
                 "seconds": time.perf_counter() - started,
             }
         )
-        return step
 
     def add(self, step: Step, parsed: dict[str, object]) -> None:
         """Record a step that has ended well."""

@@ -28,6 +28,9 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
     return names, options
 
 
+MODEL = arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter")
+MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
+START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
@@ -40,16 +43,8 @@ COMMANDS = [
     Command("documents show", "a document's text, page by page", "corpus:documents_show", [arg("document")]),
     Command("documents rm", "remove documents from the corpus", "corpus:documents_rm", [arg("documents", nargs="+", metavar="DOCUMENT")]),
     Command("search", "retrieval, with every score", "corpus:search", [arg("query"), arg("-k", type=int, help="passages shown")]),
-    Command(
-        "ask",
-        "a cited answer from the documents",
-        "answers:ask",
-        [
-            arg("question"),
-            arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter"),
-            arg("--start", action="store_true", help="start the engine for this question if none is running"),
-        ],
-    ),
+    Command("ask", "a cited answer from the documents", "answers:ask", [arg("question"), MODEL, MODE, START]),
+    Command("chat", "a conversation: follow-up questions, answered from the documents; a question a line over a pipe", "chatting:chat", [MODEL, MODE, START]),
     Command(
         "traces import",
         "experts' answers (a question file) become traces over real retrieval",
@@ -169,7 +164,7 @@ def _show(outcome: object, as_json: bool) -> int:
     from understudy.commands import Outcome
 
     assert isinstance(outcome, Outcome)
-    text = json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2) if as_json else "\n".join(outcome.lines)
+    text = _inert(json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2)) if as_json else "\n".join(outcome.lines)
     if text:
         print(text, flush=True)
     return outcome.exit_code
@@ -177,8 +172,15 @@ def _show(outcome: object, as_json: bool) -> int:
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False))
-    sys.stderr.write(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else ""))
+        print(_inert(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False)))
+    from understudy.commands import printable
+
+    sys.stderr.write(printable(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else "")))
+
+
+def _inert(text: str) -> str:
+    """JSON in which characters that a terminal acts on are escaped; json.dumps leaves the C1 controls and the bidirectional marks."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

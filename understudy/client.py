@@ -196,8 +196,10 @@ def seconds_asked(retry_after: str | None) -> float | None:
     """A Retry-After header, seconds or a date (RFC 9110), as seconds from now; None where it is neither."""
     if not retry_after:
         return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
     try:
-        return max(0.0, float(retry_after)) if retry_after.strip().isdigit() else max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+        return max(0.0, float(parsedate_to_datetime(retry_after).timestamp()) - time.time())
     except ValueError:
         return None
 
