@@ -188,7 +188,7 @@ def pause_before(attempt: int, patience: Patience, retry_after: float | None) ->
     """Seconds to wait after this many attempts: doubling, jittered down to half, never less than the server asks; None where it asks too much."""
     if retry_after is not None and retry_after > patience.longest_pause:
         return None
-    pause = min(patience.first_pause * 2 ** (attempt - 1), patience.longest_pause) * random.uniform(0.5, 1.0)
+    pause = min(patience.first_pause * 2.0 ** (attempt - 1), patience.longest_pause) * random.uniform(0.5, 1.0)
     return max(pause, (retry_after or 0.0) * random.uniform(1.0, 1.1))
 
 
@@ -199,9 +199,10 @@ def seconds_asked(retry_after: str | None) -> float | None:
     if retry_after.strip().isdigit():
         return float(retry_after)
     try:
-        return max(0.0, float(parsedate_to_datetime(retry_after).timestamp()) - time.time())
+        at: float = parsedate_to_datetime(retry_after).timestamp()
     except ValueError:
         return None
+    return max(0.0, at - time.time())
 
 
 def _fault(response: httpx.Response, content: bytes) -> Exception:

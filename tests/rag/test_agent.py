@@ -167,14 +167,13 @@ def test_events_come_as_they_happen_and_the_answer_once_it_is_accepted(endpoint:
 
     async def follow() -> None:
         async with tools_of(endpoint, retriever) as tools, aclosing(stream_agent(QUESTION, tools)) as events:
-            async for event in events:
-                seen.append((event, len(endpoint.asked)))
+            seen.extend([(event, len(endpoint.asked)) async for event in events])
 
     asyncio.run(follow())
     events = [event for event, _ in seen]
-    assert [(type(event), event.name if isinstance(event, StepStarted) else event.step.name) for event in events if isinstance(event, StepStarted | StepDone)] == [
-        (kind, name) for name in ("plan", "retrieve", "answer", "validate") for kind in (StepStarted, StepDone)
-    ]
+    assert [
+        (type(event), event.name if isinstance(event, StepStarted) else event.step.name) for event in events if isinstance(event, StepStarted | StepDone)
+    ] == [(kind, name) for name in ("plan", "retrieve", "answer", "validate") for kind in (StepStarted, StepDone)]
     assert seen[1][1] == 1  # the plan was heard of before the answer was asked for
     assert [event.text for event in events if isinstance(event, AnswerText)] == ["On Tuesdays at seven."]
     assert isinstance(events[-1], Done)

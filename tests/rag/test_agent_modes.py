@@ -16,7 +16,7 @@ from rag.retrieve import Retriever
 from rag.traces import UnsupportedAnswer, chat_rows
 from rag.validation import Calibration, Logistic, read_verdict, stated_score
 from tests.rag.test_agent import QUESTION, RIGHT, ask, fixed_calibration, tools_of
-from tests.scripted import HASTY, Endpoint, cut_off, pieces, scripted, status
+from tests.scripted import HASTY, Endpoint, cut_off, scripted, status
 from understudy.client import ModelClient
 from understudy.completions import Completion
 from understudy.config import Agent
@@ -99,7 +99,11 @@ def test_a_stream_that_stops_without_a_finish_reason_is_incomplete_and_never_exp
         chat_rows(trace, retriever.chunks, 2)
 
 
-@given(quotes=st.lists(st.text("ab :", min_size=1, max_size=20), max_size=2), answer=st.text("abAnswer: \n<", max_size=40), thought=st.text("ab Answer:", max_size=20))
+@given(
+    quotes=st.lists(st.text("ab :", min_size=1, max_size=20), max_size=2),
+    answer=st.text("abAnswer: \n<", max_size=40),
+    thought=st.text("ab Answer:", max_size=20),
+)
 def test_live_text_is_always_the_beginning_of_the_answer(quotes: list[str], answer: str, thought: str) -> None:
     written = f"<think>{thought}</think>" + answer_target(quotes, answer)
     texts: list[str] = []
@@ -133,9 +137,10 @@ def test_a_verdict_is_read_from_text_where_there_are_no_log_probabilities(endpoi
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ("1", 1.0), ("0.35", 0.35), ("Score: 0.9", 0.9), ("The quote is there.\nScore: 0.9", 0.9), ('{"score": 0.25}', 0.25), ('```json\n{"Score": "1"}\n```', 1.0),
-        ("<think>Score: 0.1</think>Score: 0.9", 0.9), ("**Score:** 0.7", 0.7), ("Score: 0.9. Yes, score: 0.9", 0.9), ("Score: 0.1 or score: 0.9", None), ("Score: 8/10", None),
-        ("Score: 1/10", None), ("Score: 90%", None), ("Score: 10", None), ("Score: 1.5", None), ("yes", None), ("", None),
+        ("1", 1.0), ("0.35", 0.35), ("Score: 0.9", 0.9), ("The quote is there.\nScore: 0.9", 0.9), ("**Score:** 0.7", 0.7), ('{"score": 0.25}', 0.25),
+        ('```json\n{"Score": "1"}\n```', 1.0), ("<think>Score: 0.1</think>Score: 0.9", 0.9), ("Score: 0.9. Yes, score: 0.9", 0.9),
+        ("Score: 0.1 or score: 0.9", None), ("Score: 8/10", None), ("Score: 1/10", None), ("Score: 90%", None), ("Score: 10", None), ("Score: 1.5", None),
+        ("yes", None), ("", None),
     ],
 )  # fmt: skip
 def test_a_stated_score_is_read_strictly(text: str, score: float | None) -> None:

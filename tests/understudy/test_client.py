@@ -155,7 +155,9 @@ def test_an_endpoint_that_ignores_the_limit_is_cut(endpoint: Endpoint) -> None:
 def test_reasoning_comes_as_a_think_block_and_its_log_probabilities_do_not_count() -> None:
     draft = Draft("m", 16)
     for tokens in (["<think>", "hm", "</think>"], ["\n\n", "1"]):
-        content = [{"token": token, "logprob": -5.0 if token in ("hm", "\n\n") else -0.2, "top_logprobs": [{"token": token, "logprob": -0.2}]} for token in tokens]
+        content = [
+            {"token": token, "logprob": -5.0 if token in ("hm", "\n\n") else -0.2, "top_logprobs": [{"token": token, "logprob": -0.2}]} for token in tokens
+        ]
         draft.add({"choices": [{"delta": {"content": "".join(tokens)}, "logprobs": {"content": content}, "finish_reason": "stop"}]})
     completion = draft.finish()
     assert (completion.mean_logprob, completion.first_alternatives) == (-0.2, {"1": -0.2})

@@ -142,8 +142,8 @@ def answer_lines(trace: Trace) -> list[str]:
         "; no quote could be verified, take it with care" if not trace.abstained and not trace.citations else "; low, take it with care" * (score < LOW_SCORE)
     )
     if not trace.complete:
-        caution += f"; cut off: {printable(trace.metadata.get('error', 'the run did not finish'))}"
-    lines.append(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}")
+        caution += f"; cut off: {trace.metadata.get('error', 'the run did not finish')}"
+    lines.append(printable(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}"))
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)
 
 
