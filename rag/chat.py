@@ -40,8 +40,8 @@ class Conversation:
 async def stand_alone(question: str, conversation: Conversation, tools: Tools, emit: Emit) -> tuple[str, list[Step]]:
     """The question as it can be understood alone, and the step that rewrote it.
 
-    The question itself before the first turn, and where the rewriting fails: no answer, cut off, or about other things than the
-    conversation.
+    The question itself before the first turn, and where the rewriting fails: no answer, cut off, no question, or about other things than
+    the conversation.
     """
     if not conversation.turns:
         return question, []
@@ -54,9 +54,10 @@ async def stand_alone(question: str, conversation: Conversation, tools: Tools, e
         raise
     except (EndpointError, BudgetSpent, TimeoutError):
         return question, []
-    rewritten = prompts.parse_query(step.text)
-    is_good = step.finish_reason != "length" and asks_nothing_new(rewritten, [question, *(text for turn in conversation.turns for text in turn)])
-    chosen = rewritten if is_good else question
+    rewritten = re.sub(r"(?i)^question\s*:\s*", "", prompts.parse_query(step.text))
+    is_whole = step.finish_reason != "length" and rewritten.endswith("?") >= question.endswith("?")  # a small model may write search words
+    known = [question, *(text for turn in conversation.turns for text in turn)]
+    chosen = rewritten if is_whole and asks_nothing_new(rewritten, known) else question
     run.add(step, {"question": chosen})
     return chosen, run.steps
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -161,26 +160,21 @@ def _quieten() -> None:
 
 
 def _show(outcome: object, as_json: bool) -> int:
-    from understudy.commands import Outcome
+    from understudy.commands import Outcome, inert_json
 
     assert isinstance(outcome, Outcome)
-    text = _inert(json.dumps({"schema_version": 1, **outcome.result}, ensure_ascii=False, indent=2)) if as_json else "\n".join(outcome.lines)
+    text = inert_json({"schema_version": 1, **outcome.result}) if as_json else "\n".join(outcome.lines)
     if text:
         print(text, flush=True)
     return outcome.exit_code
 
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
+    from understudy.commands import inert_json, printable
+
     if as_json:
-        print(_inert(json.dumps({"error": {"code": code, "message": message, "remedy": remedy}}, ensure_ascii=False)))
-    from understudy.commands import printable
-
+        print(inert_json({"error": {"code": code, "message": message, "remedy": remedy}}, indent=None))
     sys.stderr.write(printable(f"understudy: {message}\n" + (f"  → {remedy}\n" if remedy else "")))
-
-
-def _inert(text: str) -> str:
-    """JSON in which characters that a terminal acts on are escaped; json.dumps leaves the C1 controls and the bidirectional marks."""
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_a_follow_up_is_rewritten_from_the_conversation(endpoint: Endpoint, retr
     assert [turn[0] for turn in conversation.turns] == [QUESTION, second.question]
 
 
-@pytest.mark.parametrize("rewritten", ["", "<think>hm", "What is the meaning of quantum chromodynamics in Paris?"])
+@pytest.mark.parametrize("rewritten", ["", "<think>hm", "kiln fired Tuesdays time", "What is the meaning of quantum chromodynamics in Paris?"])
 def test_a_rewriting_that_fails_leaves_the_question_as_it_is(endpoint: Endpoint, retriever: Retriever, rewritten: str) -> None:
     endpoint.reply = lambda step, _: {**RIGHT, "rewrite": rewritten}[step]
     [_, second], _ = hold(endpoint, retriever, [QUESTION, FOLLOW_UP], Conversation())

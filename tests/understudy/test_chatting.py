@@ -20,9 +20,8 @@ from rag.chat import Conversation
 from rag.events import AnswerText, Done, Event
 from rag.retrieve import open_retriever
 from tests.scripted import HASTY, Endpoint, drip, scripted
-from understudy.cli import _inert
 from understudy.client import ModelClient
-from understudy.commands import printable
+from understudy.commands import inert_json, printable
 from understudy.commands.answers import AnswerPrinter, answer_json, answer_lines
 from understudy.commands.chatting import Session
 from understudy.config import Agent
@@ -79,10 +78,11 @@ def test_what_a_model_writes_does_nothing_to_the_terminal(capsys: pytest.Capture
     shown = capsys.readouterr().out + "\n".join([*printer.rest(trace), *answer_lines(trace)])
     assert_inert(shown)
     assert "![x](http://evil.example/a.png)" in shown
-    as_json = _inert(json.dumps(answer_json(hostile), ensure_ascii=False))
+    as_json = inert_json(answer_json(hostile))
     assert_inert(as_json)
     assert json.loads(as_json)["answer"] == HOSTILE
     assert_inert(printable(HOSTILE))
+    assert json.loads(inert_json({"🜁\U000e0001\n": [HOSTILE]})) == {"🜁\U000e0001\n": [HOSTILE]}
 
 
 def test_text_that_was_withdrawn_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -33,3 +34,9 @@ def report(line: str) -> None:
 def printable(text: str) -> str:
     """Text from documents or models as a terminal may show it: no control characters."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def inert_json(value: object, indent: int | None = 2) -> str:
+    """JSON that a terminal may show: json.dumps alone leaves the C1 controls and the bidirectional marks as they are."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
