@@ -60,7 +60,7 @@ async def stream(run: Callable[[Emit], Awaitable[Trace]]) -> AsyncGenerator[Even
         await task
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class AnswerWriter:

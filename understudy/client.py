@@ -127,18 +127,21 @@ class ModelClient:
         return body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
 
     async def _ask(self, body: dict[str, Any], draft: Draft, on_progress: Callable[[Completion], None] | None) -> Completion:
-        """One attempt; a request with log-probabilities that is refused is made once more without."""
+        """One attempt; a request with log-probabilities that is refused is made once more without.
+
+        An endpoint that refuses or ignores them is not asked for them again.
+        """
         try:
-            return await self._post(body, draft, on_progress)
+            completion = await self._post(body, draft, on_progress)
         except _Refused as refusal:
             if "logprobs" not in body or refusal.status not in REFUSED:
                 raise self._translate(refusal) from refusal
             plain = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
-        try:
-            completion = await self._post(plain, draft, on_progress)
-        except _Refused as refusal:
-            raise self._translate(refusal) from refusal
-        self.gives_logprobs = False
+            try:
+                completion = await self._post(plain, draft, on_progress)
+            except _Refused as second:
+                raise self._translate(second) from second
+        self.gives_logprobs = self.gives_logprobs and (draft.has_logprobs or not draft.text)
         return completion
 
     async def _post(self, body: dict[str, Any], draft: Draft, on_progress: Callable[[Completion], None] | None) -> Completion:

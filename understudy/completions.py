@@ -67,6 +67,11 @@ class Draft:
         """What was written so far; reasoning that came apart stands in front as a think block."""
         return f"{THINK}{self._thought}{THOUGHT}{self._said}" if self._thought else self._said
 
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether log-probabilities came with it."""
+        return bool(self._tokens)
+
     def so_far(self) -> Completion:
         """The completion as far as it is known."""
         tokens = self._tokens[answer_start([token for token, _, _ in self._tokens]) :]

@@ -130,6 +130,12 @@ def test_refused_logprobs_are_left_out_and_that_is_remembered(endpoint: Endpoint
     assert (completion.text, completion.mean_logprob, completion.first_alternatives) == ("Because it is so.", None, {})
 
 
+def test_ignored_logprobs_are_not_asked_for_again(endpoint: Endpoint) -> None:
+    endpoint.faults = [lambda handler: handler.answer("Because.", {})]
+    complete(endpoint, times=2)
+    assert ["logprobs" in body for body in endpoint.bodies] == [True, False]
+
+
 def test_a_request_that_is_refused_for_another_reason_is_not_held_against_logprobs(endpoint: Endpoint) -> None:
     endpoint.faults = [status(400, "too long"), status(400, "too long")]
     assert "too long" in failure(endpoint).message
