@@ -17,6 +17,7 @@ from rag.validation import SIGNALS, Calibration, Logistic
 from tests.scripted import HASTY, Endpoint, drip, endless, scripted
 from understudy.client import ModelClient
 from understudy.config import Agent
+from understudy.digests import digest_of
 from understudy.records import Trace
 
 QUESTION = "When is the kiln fired?"
@@ -267,6 +268,19 @@ def test_a_passage_that_gives_orders_stays_in_the_users_turn(endpoint: Endpoint,
     assert set(trace.steps[1].passage_ids) == set(trace.steps[2].passage_ids)  # the scope is what retrieval gave
 
 
-def test_nothing_is_checkpointed_and_the_prompts_are_those_of_the_trained_adapters() -> None:
-    assert not compiled_graph().checkpointer
+@pytest.mark.parametrize(("worked_example", "digest"), [(False, "9abd5c805c002252"), (True, "e72b5c69c6ee3036")])
+def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_example: bool, digest: str) -> None:
+    """A byte that changes here takes from trained adapters what they learnt: on purpose only, with a new PROMPT_VERSION."""
+    passages = ["The kiln  is fired\non Tuesdays.", "[2] “Quoted” text."]
+    messages = [
+        *plan_messages(QUESTION, worked_example),
+        *answer_messages(QUESTION, passages, worked_example),
+        *answer_messages(QUESTION, [], worked_example),
+        *validate_messages(QUESTION, passages, 'Tuesdays. ("fired on Tuesdays")', worked_example),
+    ]
+    assert digest_of([message.model_dump() for message in messages])[:16] == digest
     assert PROMPT_VERSION == "26f9fb0b6679"
+
+
+def test_nothing_is_checkpointed() -> None:
+    assert not compiled_graph().checkpointer
