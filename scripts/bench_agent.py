@@ -76,7 +76,6 @@ def variants(model: Model, retriever: Retriever, settings: Agent, calibration: C
 
     return {
         "ours": agent("ours", settings),
-        "ours, one round": agent("ours, one round", settings.model_copy(update={"max_rounds": 1})),
         "ours, uncalibrated": notebook("ours, uncalibrated", shares_prefix=True, asks_one_token=True),
         "shared prefix off": notebook("shared prefix off", asks_one_token=True),
         "free-text validation": notebook("free-text validation", shares_prefix=True),

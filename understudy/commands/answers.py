@@ -63,7 +63,7 @@ class AnswerPrinter:
     """Shows runs to a person: steps on stderr, the answer's text on stdout as it comes. For programs (`shows_text` false), steps only."""
 
     def __init__(self, shows_text: bool) -> None:
-        self._shows_text, self._shown = shows_text, ""
+        self._shows_text, self._shown, self._line_is_open = shows_text, "", False
 
     async def follow(self, events: AsyncGenerator[Event, None]) -> Trace:
         """Show a run to its end; returns its trace."""
@@ -73,9 +73,11 @@ class AnswerPrinter:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, StepDone):
+                    self._end_line()
                     _announce(event.step)
                 elif isinstance(event, AnswerText) and self._shows_text:
                     self._shown += event.text
+                    self._line_is_open = True
                     sys.stdout.write(printable(event.text))
                     sys.stdout.flush()
                 elif isinstance(event, Done):
@@ -84,12 +86,17 @@ class AnswerPrinter:
 
     def rest(self, trace: Trace) -> list[str]:
         """The lines of the answer that were not shown while it came."""
+        self._end_line()
         lines = answer_lines(trace)
         if not self._shown:
             return lines
-        if self._shown != trace.answer:
-            return ["", "The text above was withdrawn. The answer is:", *lines]
-        return ["", *lines[1:]]
+        return lines[1:] if self._shown == trace.answer else ["The text above was withdrawn. The answer is:", *lines]
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        self._line_is_open = False
 
 
 def _announce(step: Step) -> None:
