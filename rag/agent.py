@@ -24,7 +24,7 @@ from langgraph.graph import END, START, StateGraph
 
 from rag import prompts
 from rag.citations import locate
-from rag.events import Done, Emit, Event, StepStarted, ignore, stream
+from rag.events import Emit, Event, StepStarted, ignore, stream
 from rag.prompts import Answer
 from rag.retrieve import document_order
 from rag.run import Attempt, BudgetSpent, Run, Teacher, Tools
@@ -158,8 +158,8 @@ def compiled_graph() -> Any:
 async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None = None, emit: Emit = ignore, before: tuple[Step, ...] = ()) -> Trace:
     """Answer one question; `before` are steps already taken for it.
 
-    A failure of the endpoint, a spent budget and a cancelled task give an incomplete trace that says so; a cancelled one is kept and
-    the cancellation goes on.
+    A failure of the endpoint and a spent budget give an incomplete trace that says so. So does a cancelled task: nobody can be given that
+    trace, so it goes to `tools.keep`, and the cancellation goes on.
     """
     settings = tools.settings
     run, error, noted = Run(question, tools, emit, list(before)), "", dict(metadata or {})
@@ -182,9 +182,7 @@ async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None
     except GraphRecursionError:
         error = f"the run was stopped after {len(run.steps)} steps"
     trace = run.trace(error, noted)
-    await asyncio.to_thread(tools.keep, trace)
     run.writer.finish(trace.answer)
-    emit(Done(trace))
     return trace
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from rag.agent import run_agent
@@ -13,11 +14,12 @@ from understudy.workspace import Workspace
 
 
 async def answer_question(question: str, tools: Tools, emit: Emit = ignore, conversation: Conversation | None = None) -> Trace:
-    """Answer a question, after a conversation or alone; the conversation remembers it."""
+    """Answer a question, after a conversation or alone. The trace is kept, and the conversation remembers it."""
     conversation = conversation or Conversation()
     noted = {"conversation": conversation.digest, "asked": question} if conversation.turns else {}
     asked, steps = await stand_alone(question, conversation, tools, emit)
     trace = await run_agent(asked, tools, noted, emit, tuple(steps))
+    await asyncio.to_thread(tools.keep, trace)
     conversation.remember(trace)
     return trace
 

@@ -48,16 +48,17 @@ def ignore(_: Event) -> None:
 
 
 async def stream(run: Callable[[Emit], Awaitable[Trace]]) -> AsyncGenerator[Event, None]:
-    """The events of a run as they happen. Closing the generator, or cancelling its reader, cancels the run and waits for its end."""
+    """The events of a run as they happen, Done last. Closing the generator, or cancelling its reader, cancels the run and waits for its end.
+
+    Raises what the run raises.
+    """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
     task = asyncio.ensure_future(run(events.put_nowait))
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (event := await events.get()) is not None:
-            if isinstance(event, Done):
-                await task  # what comes after the run, such as keeping it in a cache, is not cut off by a reader who has heard enough
             yield event
-        await task
+        yield Done(await task)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -45,7 +45,7 @@ class Tools:
     settings: Agent
     calibration: Calibration | None = None
     teacher: Teacher | None = None
-    keep: Callable[[Trace], None] = lambda _: None  # gets every trace that ends, whole or not, once
+    keep: Callable[[Trace], None] = lambda _: None  # gets every trace that rag.answering ends, whole or not, once
 
     async def __aenter__(self) -> Self:
         return self
