@@ -2,83 +2,41 @@
 
     plan ─► retrieve ─► answer ─► validate ─► the best answer so far
      ▲                    ▲          │
-     │                    └──────────┤ a quote is not verbatim or the form is broken: answer again
-     └───────────────────────────────┘ abstained or scored low: plan again, over other passages
+     │                    ├──────────┤ a quote is not verbatim or the form is broken: answer again
+     │                    │          │ the score is too low in the end: the teacher answers, over the same passages
+     └────────────────────┼──────────┘ abstained or scored low: plan again, over other passages
+                          └─ docs/agent.md draws the whole graph, with the modes fast and closed-book
 
-Every run is one Trace, whole or marked incomplete.
+Every run is one Trace, whole or marked incomplete. The graph has no checkpointer: a run takes seconds and its trace is the record, so
+there is no second copy of questions and passages, and nothing to unpickle.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import AsyncGenerator
+from functools import lru_cache, partial
 from typing import Any, TypedDict
 
+from langgraph.errors import GraphRecursionError
 from langgraph.graph import END, START, StateGraph
 
 from rag import prompts
 from rag.citations import locate
+from rag.events import Emit, Event, StepStarted, ignore, stream
 from rag.prompts import Answer
-from rag.retrieve import Retriever, document_order
-from rag.validation import Calibration, plain_score, read_verdict, signals_of
-from understudy.client import Completion, ModelClient
-from understudy.config import Agent
+from rag.retrieve import document_order
+from rag.run import Attempt, BudgetSpent, Run, Teacher, Tools
+from rag.validation import plain_score, read_verdict, signals_of, unasked_verdict
+from understudy.completions import Completion
 from understudy.errors import EndpointError
-from understudy.records import Citation, Message, Passage, Step, StepName, Trace
+from understudy.records import Step, Trace
 
-SECOND_TRY_TEMPERATURE = 0.7
+__all__ = ["Teacher", "Tools", "compiled_graph", "run_agent", "stream_agent"]
 
-
-@dataclass(frozen=True)
-class Tools:
-    """What a run works with; shared by many runs at once."""
-
-    client: ModelClient
-    retriever: Retriever
-    settings: Agent
-    calibration: Calibration | None = None
-    on_step: Callable[[Step], None] = lambda _: None
-
-    @property
-    def worked_example(self) -> bool:
-        """Whether prompts carry a worked example: a model without an adapter needs one."""
-        chosen = self.settings.worked_example
-        return not self.client.model.has_adapter if chosen is None else chosen
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One answer and what was found of it."""
-
-    answer: Answer
-    citations: list[Citation]
-    score: float
-    signals: dict[str, float]
-
-
-@dataclass
-class Run:
-    """What a run has gathered so far."""
-
-    question: str
-    tools: Tools
-    steps: list[Step] = field(default_factory=list)
-    query: str = ""
-    passages: list[Passage] = field(default_factory=list)  # as shown, in document order
-    seen: set[str] = field(default_factory=set)  # chunk ids of earlier rounds
-    answer: Answer | None = None
-    written: Completion | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    answer_again: bool = False
-
-    @property
-    def best(self) -> Attempt | None:
-        """The attempt with the highest score; the earliest of equals."""
-        return max(self.attempts, key=lambda attempt: attempt.score, default=None)
+VERDICT_TOKENS = 4  # read from log-probabilities
+STATED_VERDICT_TOKENS = 24  # read from the text
 
 
 class State(TypedDict):
@@ -90,10 +48,9 @@ class State(TypedDict):
 async def plan(state: State) -> State:
     """Rewrite the question as a search query; sampled in later rounds, for another one."""
     run = state["run"]
-    messages = prompts.plan_messages(run.question, run.tools.worked_example)
-    written, step = await _call(run, "plan", messages, run.tools.settings.max_plan_tokens)
-    run.query = prompts.parse_query(written.text)
-    _add(run, step, {"query": run.query})
+    step = await run.ask("plan", prompts.plan_messages(run.question, run.worked_example), run.tools.settings.max_plan_tokens)
+    run.query = prompts.parse_query(step.text)
+    run.add(step, {"query": run.query})
     return state
 
 
@@ -101,123 +58,157 @@ async def retrieve(state: State) -> State:
     """The best passages over question and query together, none of them shown before."""
     run, began = state["run"], time.time()
     started = time.perf_counter()
+    run.emit(StepStarted("retrieve"))
     retriever = run.tools.retriever
     found = await asyncio.to_thread(retriever.search, [run.question, run.query], None, frozenset(run.seen))
     run.passages = sorted(found, key=lambda passage: document_order(passage.chunk))
     run.seen |= {passage.chunk.id for passage in found}
     ids = [passage.chunk.id for passage in run.passages]
-    _add(run, Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), {"query": run.query})
+    run.add(Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), {"query": run.query})
     return state
 
 
 async def answer(state: State) -> State:
-    """Quote and answer from the passages, or abstain."""
-    run = state["run"]
-    messages = prompts.answer_messages(run.question, [p.chunk.text for p in run.passages], run.tools.worked_example)
-    run.written, step = await _call(run, "answer", messages, run.tools.settings.max_answer_tokens)
-    run.answer = prompts.parse_answer(run.written.text)
+    """Quote and answer from the passages, or abstain. In mode fast the text goes out while it is written."""
+    run, settings = state["run"], state["run"].tools.settings
+    if settings.mode == "closed-book":
+        messages = prompts.closed_book_messages(run.question)
+    else:
+        messages = prompts.answer_messages(run.question, [p.chunk.text for p in run.passages], run.worked_example)
+    is_live = settings.mode == "fast" and run.tools.teacher is None  # a teacher's answer may take its place
+    step = await run.ask("answer", messages, settings.max_answer_tokens, partial(_show, run) if is_live else None)
+    run.answer = prompts.parse_answer(step.text)
     ids = [passage.chunk.id for passage in run.passages]
     parsed: dict[str, object] = {"quotes": run.answer.quotes, "answer": run.answer.text, "abstained": run.answer.abstained}
-    _add(run, step.model_copy(update={"passage_ids": ids}), parsed)
+    run.add(step.model_copy(update={"passage_ids": ids}), parsed)
     return state
 
 
 async def validate(state: State) -> State:
     """Check the quotes against the passages, ask for a verdict, score the answer; abstain where the calibration says so."""
-    run, tools = state["run"], state["run"].tools
+    run = state["run"]
     assert run.answer is not None and run.written is not None
+    answered = run.written
     proposal = prompts.ABSTENTION if run.answer.abstained else prompts.proposal_text(run.answer.quotes, run.answer.text)
-    messages = prompts.validate_messages(run.question, [p.chunk.text for p in run.passages], proposal, tools.worked_example)
-    judged, step = await _call(run, "validate", messages, 4)
-    found = [locate(quote, [p.chunk for p in run.passages], tools.retriever.page_starts) for quote in run.answer.quotes]
-    citations = [citation for citation in found if citation]
-    verbatim = len(citations) / len(found) if found else 0.0
-    signals = signals_of(run.question, run.passages, run.answer, verbatim, run.written, read_verdict(judged))
-    if tools.calibration and tools.calibration.abstains(signals):
-        run.answer, citations = Answer(prompts.ABSTENTION, [], True, True), []
-    score = tools.calibration.score(signals, run.answer.abstained) if tools.calibration else plain_score(signals, run.answer.abstained)
-    run.attempts.append(Attempt(run.answer, citations, score, signals))
+    messages = prompts.validate_messages(run.question, [p.chunk.text for p in run.passages], proposal, run.worked_example)
+    step = await run.ask("validate", messages, VERDICT_TOKENS if run.client.gives_logprobs else STATED_VERDICT_TOKENS)
+    verbatim = _judge(run, answered, read_verdict(run.written))
     run.answer_again = not run.answer.abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again
-    _add(run, step, {"score": score, "abstained": run.answer.abstained, **signals})
+    last = run.attempts[-1]
+    run.add(step, {"score": last.score, "abstained": last.answer.abstained, **last.signals})
     return state
 
 
-def next_node(state: State) -> str:
-    """Where validation leads: the end, another answer, or another plan."""
+async def score(state: State) -> State:
+    """Check the quotes and score the answer by what its writing tells, without asking the model; abstain where the calibration says so."""
     run = state["run"]
-    settings = run.tools.settings
-    if run.attempts[-1].score >= settings.accept_score or len(run.attempts) >= settings.max_rounds or not run.passages:
+    assert run.written is not None
+    _judge(run, run.written, unasked_verdict(run.calibration, run.written))
+    last = run.attempts[-1]
+    run.steps[-1] = run.steps[-1].model_copy(update={"parsed": {**run.steps[-1].parsed, "score": last.score, **last.signals}})
+    return state
+
+
+async def escalate(state: State) -> State:
+    """Hand the question to the teacher, with the passages of the best attempt."""
+    run = state["run"]
+    assert run.best is not None
+    run.passages, run.escalated, run.own_steps = run.best.passages, True, len(run.steps)
+    return state
+
+
+def first_node(state: State) -> str:
+    """Where a mode begins."""
+    return {"agentic": "plan", "fast": "retrieve", "closed-book": "answer"}[state["run"].tools.settings.mode]
+
+
+def checking_node(state: State) -> str:
+    """How an answer is checked: by a call in mode agentic only."""
+    return "validate" if state["run"].tools.settings.mode == "agentic" else "score"
+
+
+def next_node(state: State) -> str:
+    """Where a scored answer leads: to another answer, another plan, the teacher, or the end."""
+    run = state["run"]
+    settings, last = run.tools.settings, run.attempts[-1]
+    if run.escalated:
         return END
-    return "answer" if run.answer_again else "plan"
+    tries = settings.max_rounds if settings.mode == "agentic" else 1
+    if last.score < settings.accept_score and len(run.attempts) < tries and run.passages:
+        return "answer" if run.answer_again else "plan"
+    return "escalate" if run.tools.teacher and run.best and run.best.score < settings.escalate_below else END
 
 
 @lru_cache(maxsize=1)
 def compiled_graph() -> Any:
     """The compiled graph; it holds no state of its own."""
     graph = StateGraph(State)
-    for name, node in (("plan", plan), ("retrieve", retrieve), ("answer", answer), ("validate", validate)):
+    for name, node in (("plan", plan), ("retrieve", retrieve), ("answer", answer), ("validate", validate), ("score", score), ("escalate", escalate)):
         graph.add_node(name, node)
-    graph.add_edge(START, "plan")
+    graph.add_conditional_edges(START, first_node, ["plan", "retrieve", "answer"])
     graph.add_edge("plan", "retrieve")
     graph.add_edge("retrieve", "answer")
-    graph.add_edge("answer", "validate")
-    graph.add_conditional_edges("validate", next_node, ["plan", "answer", END])
-    return graph.compile()
+    graph.add_conditional_edges("answer", checking_node, ["validate", "score"])
+    graph.add_conditional_edges("validate", next_node, ["plan", "answer", "escalate", END])
+    graph.add_conditional_edges("score", next_node, ["escalate", END])
+    graph.add_edge("escalate", "answer")
+    return graph.compile(checkpointer=False)
 
 
-async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None = None) -> Trace:
-    """Answer one question. A failure of the endpoint or of the time limit gives an incomplete trace that says so."""
-    run, error = Run(question, tools), ""
-    created = time.time()
+async def run_agent(question: str, tools: Tools, metadata: dict[str, str] | None = None, emit: Emit = ignore, before: tuple[Step, ...] = ()) -> Trace:
+    """Answer one question; `before` are steps already taken for it.
+
+    A failure of the endpoint and a spent budget give an incomplete trace that says so. So does a cancelled task: nobody can be given that
+    trace, so it goes to `tools.keep`, and the cancellation goes on.
+    """
+    settings = tools.settings
+    run, error, noted = Run(question, tools, emit, list(before)), "", dict(metadata or {})
     try:
-        async with asyncio.timeout(tools.settings.max_seconds):
-            await compiled_graph().ainvoke({"run": run}, {"recursion_limit": 4 * tools.settings.max_rounds + 4})
+        async with asyncio.timeout(settings.max_seconds):
+            await compiled_graph().ainvoke({"run": run}, {"recursion_limit": 4 * settings.max_rounds + 8})
+    except asyncio.CancelledError:
+        tools.keep(run.trace("the run was cancelled", noted))  # in the loop: an await would be cancelled too
+        raise
     except EndpointError as failure:
-        error = failure.message
+        if run.escalated and run.best:  # the model's own answer stands
+            noted["escalation_error"] = failure.message
+            run.drop_escalation()
+        else:
+            error = failure.message
+    except BudgetSpent as spent:
+        error = spent.message
     except TimeoutError:
-        error = f"the run was stopped after agent.max_seconds = {tools.settings.max_seconds:g} s"
-    best = run.best
-    return Trace(
-        id=uuid.uuid4().hex,
-        tenant=tools.retriever.tenant,
-        question=question,
-        steps=run.steps,
-        answer=best.answer.text if best else "",
-        abstained=bool(best and best.answer.abstained),
-        citations=best.citations if best else [],
-        quotes=best.answer.quotes if best else [],
-        score=best.score if best else None,
-        source="model",
-        model=tools.client.model.name,
-        generation=tools.retriever.generation,
-        prompt_version=prompts.PROMPT_VERSION,
-        complete=not error and best is not None,
-        created_at=created,
-        metadata={**(metadata or {}), **({"error": error} if error else {})},
-    )
+        error = f"the run was stopped after agent.max_seconds = {settings.max_seconds:g} s"
+    except GraphRecursionError:
+        error = f"the run was stopped after {len(run.steps)} steps"
+    trace = run.trace(error, noted)
+    run.writer.finish(trace.answer)
+    return trace
 
 
-async def _call(run: Run, name: StepName, messages: list[Message], max_tokens: int) -> tuple[Completion, Step]:
-    """Ask the model; later tries are sampled, so that they differ."""
-    client, began, started = run.tools.client, time.time(), time.perf_counter()
-    is_retry = bool(run.attempts) and name != "validate"
-    written = await client.complete(messages, max_tokens, SECOND_TRY_TEMPERATURE if is_retry else 0.0)
-    step = Step(
-        name=name,
-        messages=messages,
-        text=written.text,
-        model=client.model.name,
-        endpoint=client.model.base_url,
-        usage=written.usage,
-        mean_logprob=written.mean_logprob,
-        finish_reason=written.finish_reason,
-        started_at=began,
-        seconds=time.perf_counter() - started,
-    )
-    return written, step
+def stream_agent(question: str, tools: Tools, metadata: dict[str, str] | None = None) -> AsyncGenerator[Event, None]:
+    """The events of a run as they happen, Done last. Close it (contextlib.aclosing), or cancel its reader, to cancel the run."""
+    return stream(lambda emit: run_agent(question, tools, metadata, emit))
 
 
-def _add(run: Run, step: Step, parsed: dict[str, object]) -> None:
-    step = step.model_copy(update={"parsed": parsed})
-    run.steps.append(step)
-    run.tools.on_step(step)
+def _judge(run: Run, answered: Completion, verdict: float | None) -> float:
+    """Add the attempt that an answer makes; returns the share of its quotes that are verbatim."""
+    assert run.answer is not None
+    found = [locate(quote, [p.chunk for p in run.passages], run.tools.retriever.page_starts) for quote in run.answer.quotes]
+    citations = [citation for citation in found if citation]
+    verbatim = len(citations) / len(found) if found else 0.0
+    signals = signals_of(run.question, run.passages, run.answer, verbatim, answered, verdict)
+    calibration = None if run.tools.settings.mode == "closed-book" else run.calibration  # it knows answers from passages only
+    if calibration and calibration.abstains(signals):
+        run.answer, citations = Answer(prompts.ABSTENTION, [], True, True), []
+    abstained = run.answer.abstained
+    points = calibration.score(signals, abstained) if calibration else plain_score(signals, abstained)
+    run.attempts.append(Attempt(run.answer, citations, points, signals, run.passages, run.client.model.name))
+    return verbatim
+
+
+def _show(run: Run, written: Completion) -> None:
+    """Pass on the answer while it is written, unless the calibration will turn it into an abstention: its first token tells."""
+    signals = signals_of(run.question, run.passages, Answer("", [], False, False), 0.0, written, None)
+    if not (run.calibration and run.calibration.abstains(signals)):
+        run.writer.feed(written.text)

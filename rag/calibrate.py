@@ -32,7 +32,7 @@ async def calibrate(
     questions: list[Question], key: str, tools: Tools, folder: Path, concurrency: int, progress: Callable[[str, int], Progress]
 ) -> dict[str, Any]:
     """Run the agent once over the questions, fit, keep the calibration in the folder; returns the command's JSON. Raises EndpointError."""
-    once = replace(tools, settings=tools.settings.model_copy(update={"max_rounds": 1}), calibration=None)
+    once = replace(tools, settings=tools.settings.model_copy(update={"max_rounds": 1, "mode": "agentic"}), calibration=None, teacher=None)
     gate = asyncio.Semaphore(concurrency)
     with progress("calibrating", len(questions)) as bar:
 
@@ -42,7 +42,7 @@ async def calibrate(
                 bar.advance()
                 return trace
 
-        async with tools.client:
+        async with tools:
             traces = await asyncio.gather(*(ask(question) for question in questions))
     whole = [(trace, question) for trace, question in zip(traces, questions, strict=True) if trace.complete and question.has_answer_key]
     if not whole:

@@ -44,6 +44,13 @@ PROMPT_VERSION = digest_of(
     [ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
 )[:12]
 
+ANSWER_FOUND = re.compile(r"(?is)\banswer\s*:\s*(.+)$")
+
+# No adapter learns these two, so they are no part of PROMPT_VERSION.
+CLOSED_BOOK_SYSTEM, CLOSED_BOOK_TASK = "You answer questions.", "Answer in one sentence, from what you know.\nQuestion: {question}"
+REWRITE_SYSTEM = "You rewrite questions so that they can be understood without the conversation before them."
+REWRITE_TASK = "Conversation:\n{turns}\n\nRewrite this question so that it stands alone. Write only the question.\nQuestion: {question}"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -88,6 +95,17 @@ def validate_messages(question: str, passages: list[str], proposal: str, worked_
     return [Message(role="system", content=SYSTEM), *shots, user]
 
 
+def closed_book_messages(question: str) -> list[Message]:
+    """The prompt that asks for an answer without passages."""
+    return [Message(role="system", content=CLOSED_BOOK_SYSTEM), _user(CLOSED_BOOK_TASK.format(question=question))]
+
+
+def rewrite_messages(question: str, turns: list[tuple[str, str]]) -> list[Message]:
+    """The prompt that asks for a follow-up question as a stand-alone one; `turns` are (question, answer), oldest first."""
+    shown = "\n".join(f"Q: {_flat(asked)}\nA: {_flat(answered)}" for asked, answered in turns)
+    return [Message(role="system", content=REWRITE_SYSTEM), _user(REWRITE_TASK.format(turns=shown, question=question))]
+
+
 def answer_target(quotes: list[str], answer: str) -> str:
     """The completion that teaches an answer: quote first, then answer."""
     return "".join(f"{QUOTE_LABEL} {quote}\n" for quote in quotes) + f"{ANSWER_LABEL} {answer}"
@@ -107,7 +125,7 @@ def parse_answer(text: str) -> Answer:
     """Read an answer completion; tolerant of case and of text around the two labels."""
     text = strip_thinking(text).strip()
     quotes = [q for q in (_clean_quote(m) for m in re.findall(r"(?im)^\s*quote\s*:\s*(.+?)\s*$", text)) if q]
-    found = re.search(r"(?is)\banswer\s*:\s*(.+)$", text)
+    found = ANSWER_FOUND.search(text)
     body = (found.group(1) if found else re.sub(r"(?im)^\s*quote\s*:.*$", "", text)).strip()
     abstained = ABSTENTION.rstrip(".").lower() in text.lower() and not quotes
     if abstained:

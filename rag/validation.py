@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, parse_score
-from understudy.client import Completion
+from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, parse_score, strip_thinking
+from understudy.completions import Completion
 from understudy.files import read_json, write_json
 from understudy.records import Passage
 
@@ -25,6 +25,7 @@ RIGHT_SIGNALS = ("quote_overlap", "verbatim", "answer_logprob", "verdict")  # of
 ANSWERABLE_SIGNALS = ("answer_odds", "lexical", "dense", "passage_overlap")  # of question and passages, whatever was answered
 SIGNALS = (*RIGHT_SIGNALS, *ANSWERABLE_SIGNALS)
 RIDGE = 3.0  # L2 penalty: a calibration split is small
+STATED = re.compile(r"(?i)\bscore\b[\"'*\s]*[:=][\"'*\s]*(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?![\d.]*[\d/%])")
 UNSEEN = 1e-4  # probability of a first token that the endpoint did not list
 
 
@@ -101,11 +102,30 @@ def overlap(question: str, texts: list[str]) -> float:
 
 
 def read_verdict(completion: Completion) -> float | None:
-    """The validator's probability of "right": from the first token's log-probabilities, else from its text."""
+    """The validator's probability of "right": a fraction that it states, else the first token's log-probabilities, else its text."""
+    stated = stated_score(completion.text)
+    if stated is not None and 0 < stated < 1:  # the first token of 0.9 is 0
+        return stated
     right, wrong = (sum(math.exp(p) for token, p in completion.first_alternatives.items() if token.strip() == verdict) for verdict in "10")
     if right + wrong > 0:
         return right / (right + wrong)
-    return parse_score(completion.text)
+    return stated
+
+
+def stated_score(text: str) -> float | None:
+    """The score in [0, 1] that a text states: bare, as `Score: 0.9`, or in a JSON object under "score"; None where it states none, or several."""
+    bare = parse_score(text)
+    stated = {float(number) for number in STATED.findall(strip_thinking(text))}
+    return bare if bare is not None or len(stated) != 1 else stated.pop()
+
+
+def unasked_verdict(calibration: Calibration | None, written: Completion) -> float | None:
+    """What stands for the verdict where the model is not asked for one: its mean on the calibration split, which weighs nothing,
+    else the answer's likelihood per token."""
+    right = calibration.right if calibration else None
+    if right and "verdict" in right.signals:
+        return right.means[right.signals.index("verdict")]
+    return None if written.mean_logprob is None else math.exp(written.mean_logprob)
 
 
 def plain_score(signals: dict[str, float], abstained: bool) -> float:

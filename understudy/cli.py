@@ -27,6 +27,9 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
     return names, options
 
 
+MODEL = arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter")
+MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
+START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
 FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
@@ -93,16 +96,8 @@ COMMANDS = [
     ),
     Command("store backup", "every record of the workspace in one file", "storage:store_backup", [arg("file")]),
     Command("store restore", "a backup's records in the workspace's empty store", "storage:store_restore", [arg("file")]),
-    Command(
-        "ask",
-        "a cited answer from the documents",
-        "answers:ask",
-        [
-            arg("question"),
-            arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter"),
-            arg("--start", action="store_true", help="start the engine for this question if none is running"),
-        ],
-    ),
+    Command("ask", "a cited answer from the documents", "answers:ask", [arg("question"), MODEL, MODE, START]),
+    Command("chat", "a conversation: follow-up questions, answered from the documents; a question a line over a pipe", "chatting:chat", [MODEL, MODE, START]),
     Command("traces ls", "the newest traces, newest last", "traces:traces_ls", [*FILTERS, arg("--limit", type=int, default=50, help="default: 50")]),
     Command("traces show", "one run as a tree, with passages, quotes and timings", "traces:traces_show", [arg("trace", help="its id, or the beginning of it")]),
     Command(

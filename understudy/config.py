@@ -63,14 +63,20 @@ class Retrieval(Section):
 
 
 class Agent(Section):
-    """Bounds of one run."""
+    """How a question is answered, and the bounds of one run."""
 
+    mode: Literal["agentic", "fast", "closed-book"] = Field(
+        "agentic", description="fast: one pass, scored without a validation call; closed-book: without passages, for comparison"
+    )
     max_rounds: int = Field(2, ge=1, le=10, description="plan-to-validate rounds before the best answer so far is taken")
     accept_score: float = Field(0.5, ge=0, le=1, description="a validation score from here on is accepted at once")
     max_plan_tokens: int = Field(32, ge=1, description="completion limit of the plan step")
     max_answer_tokens: int = Field(128, ge=8, description="completion limit of the answer step")
+    max_tokens: int = Field(50_000, ge=100, description="prompt and completion tokens of one run, all calls together")
     max_seconds: float = Field(180, gt=0, description="time limit of one run")
     worked_example: bool | None = Field(None, description="show a worked example in the prompt; unset: only to models without an adapter")
+    escalate_to: str = Field("", description="the remote that answers in the model's place where its score is too low; unset: none")
+    escalate_below: float = Field(0.5, ge=0, le=1, description="a final score below this is too low")
 
 
 class Endpoint(Section):

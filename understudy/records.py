@@ -10,7 +10,7 @@ from understudy.digests import digest_of
 
 SCHEMA_VERSION = 1
 
-StepName = Literal["plan", "retrieve", "answer", "validate"]
+StepName = Literal["rewrite", "plan", "retrieve", "answer", "validate"]
 Split = Literal["train", "calibration", "held-out"]
 TraceSource = Literal["model", "expert", "imported"]
 TraceOutcome = Literal["answered", "abstained", "incomplete"]

@@ -1,8 +1,8 @@
-"""What the retrieval tests share: the real embedding model, loaded once, and corpora put straight into the store."""
+"""What the tests of rag share: the real embedding model, loaded once, corpora put straight into the store, scripted endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pytest
 from rag.chunk import Chunker
 from rag.embed import Embedder, Precision
 from rag.reindex import Reindexed, reindex
+from rag.retrieve import Retriever, open_retriever
 from tests.conftest import EMBEDDER, MODELS
+from tests.scripted import Endpoint, scripted
 from understudy.models import model_path
 from understudy.progress import show_progress
 from understudy.records import Chunk, Document
@@ -65,3 +67,15 @@ def index(workspace: Workspace, tenant: str = "default", *settings: str) -> Rein
 def configured(workspace: Workspace, *settings: str) -> Workspace:
     """The same workspace under other settings."""
     return open_workspace(str(workspace.root), list(settings))
+
+
+@pytest.fixture(scope="session")
+def retriever(notes_workspace: Workspace) -> Retriever:
+    """Over the four notes."""
+    return open_retriever(notes_workspace)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with scripted() as made:
+        yield made

@@ -1,97 +1,49 @@
-"""The agent against a local OpenAI-compatible server that replays written answers and records what it was asked."""
+"""The agent against a scripted OpenAI-compatible server: the graph's ways, its budgets, and how a run ends."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+import time
+from contextlib import aclosing
 
 import pytest
 
-from rag.agent import Tools, run_agent
-from rag.ingest import ingest
-from rag.prompts import ABSTENTION
-from rag.retrieve import Retriever, open_retriever
+from rag.agent import Tools, compiled_graph, run_agent, stream_agent
+from rag.events import AnswerText, Done, Event, StepDone, StepStarted
+from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
+from rag.retrieve import Retriever
 from rag.validation import SIGNALS, Calibration, Logistic
-from understudy.client import Model, ModelClient
+from tests.scripted import HASTY, Endpoint, drip, endless, scripted
+from understudy.client import ModelClient
 from understudy.config import Agent
-from understudy.progress import show_progress
+from understudy.digests import digest_of
 from understudy.records import Trace
-from understudy.workspace import Workspace
 
-Reply = Callable[[str, str], str]  # (step, prompt) -> text
-
-
-class Endpoint:
-    """A server whose `reply` writes the text for a step, or raises to break off."""
-
-    def __init__(self) -> None:
-        self.reply: Reply = lambda _step, _prompt: ""
-        self.finish: str | None = "stop"
-        self.asked: list[str] = []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][-1]["content"]
-                step = "plan" if "search query" in prompt else "validate" if "Proposed answer" in prompt else "answer"
-                endpoint.asked.append(step)
-                text = endpoint.reply(step, prompt)
-                tokens = [{"token": text[:1], "logprob": -0.1, "bytes": None, "top_logprobs": [{"token": text[:1], "logprob": -0.1, "bytes": None}]}]
-                choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": endpoint.finish, "logprobs": {"content": tokens}}
-                usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
-                reply: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-                content = json.dumps(reply).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.model = Model("base", "m", f"http://127.0.0.1:{self.server.server_port}/v1")
+QUESTION = "When is the kiln fired?"
+RIGHT = {"plan": "kiln firing", "answer": "Quote: fired on Tuesdays at seven\nAnswer: On Tuesdays at seven.", "validate": "1"}
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    yield made
-    made.server.shutdown()
-
-
-@pytest.fixture
-def retriever(corpus_workspace: Workspace, tmp_path: Path) -> Retriever:
-    notes = {
-        "kiln.txt": "The kiln is fired on Tuesdays at seven in the morning. The glaze cools for nine hours.",
-        "barn.txt": "The barn doors are painted green every third summer by the village school.",
-        "pond.txt": "The pond is stocked with forty carp in April, never later than the tenth.",
-    }
-    for name, text in notes.items():
-        (tmp_path / name).write_text(text)
-    ingest(corpus_workspace, [tmp_path / name for name in notes], show_progress)
-    return open_retriever(corpus_workspace)
+def tools_of(endpoint: Endpoint, retriever: Retriever, calibration: Calibration | None = None, **settings: object) -> Tools:
+    return Tools(ModelClient(endpoint.model, HASTY), retriever, Agent.model_validate(settings), calibration)
 
 
 def ask(endpoint: Endpoint, retriever: Retriever, calibration: Calibration | None = None, **settings: object) -> Trace:
     async def run() -> Trace:
-        async with ModelClient(endpoint.model) as client:
-            return await run_agent("When is the kiln fired?", Tools(client, retriever, Agent.model_validate(settings), calibration))
+        async with tools_of(endpoint, retriever, calibration, **settings) as tools:
+            return await run_agent(QUESTION, tools)
 
     return asyncio.run(run())
 
 
+def fixed_calibration(answerable_bias: float) -> Calibration:
+    zeros, ones = [0.0] * len(SIGNALS), [1.0] * len(SIGNALS)
+    answerable = Logistic(signals=list(SIGNALS), means=zeros, scales=ones, weights=zeros, bias=answerable_bias)
+    return Calibration(key="k", model="base", questions=9, right=None, answerable=answerable, auroc=None, abstention_accuracy=None)
+
+
 def test_a_right_answer_is_cited_with_its_place(endpoint: Endpoint, retriever: Retriever) -> None:
-    written = {"plan": "kiln firing", "answer": "Quote: fired on Tuesdays at seven\nAnswer: On Tuesdays at seven.", "validate": "1"}
-    endpoint.reply = lambda step, _: written[step]
+    endpoint.reply = lambda step, _: RIGHT[step]
     trace = ask(endpoint, retriever)
     assert endpoint.asked == ["plan", "answer", "validate"]
     assert trace.complete
@@ -125,11 +77,8 @@ def test_a_low_score_plans_again_over_other_passages_within_bounds(endpoint: End
 
 @pytest.mark.parametrize("is_answerable", [True, False])
 def test_the_calibration_decides_whether_an_answer_becomes_an_abstention(endpoint: Endpoint, retriever: Retriever, is_answerable: bool) -> None:
-    endpoint.reply = lambda step, _: {"plan": "kiln", "answer": "Quote: fired on Tuesdays at seven\nAnswer: On Tuesdays at seven.", "validate": "1"}[step]
-    zeros, ones = [0.0] * len(SIGNALS), [1.0] * len(SIGNALS)
-    answerable = Logistic(signals=list(SIGNALS), means=zeros, scales=ones, weights=zeros, bias=2.0 if is_answerable else -2.0)
-    calibration = Calibration(key="k", model="base", questions=9, right=None, answerable=answerable, auroc=None, abstention_accuracy=None)
-    trace = ask(endpoint, retriever, calibration)
+    endpoint.reply = lambda step, _: RIGHT[step]
+    trace = ask(endpoint, retriever, fixed_calibration(2.0 if is_answerable else -2.0))
     assert trace.complete
     assert endpoint.asked == ["plan", "answer", "validate"]  # a sure abstention is accepted at once
     assert trace.abstained == (not is_answerable)
@@ -140,13 +89,53 @@ def test_the_calibration_decides_whether_an_answer_becomes_an_abstention(endpoin
         assert trace.score == pytest.approx(0.88, abs=0.01)
 
 
-@pytest.mark.parametrize("text", ["", "\x00\x07 garbage", "Answer:", "Quote:\nAnswer:", "word " * 5000])
+def test_the_messages_of_each_step_are_those_that_adapters_are_trained_on(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    trace = ask(endpoint, retriever, worked_example=False)
+    shown = [retriever.chunks[chunk_id].text for chunk_id in trace.steps[1].passage_ids]
+    proposal = 'On Tuesdays at seven. ("fired on Tuesdays at seven")'
+    wanted = [plan_messages(QUESTION), answer_messages(QUESTION, shown), validate_messages(QUESTION, shown, proposal)]
+    assert [body["messages"] for body in endpoint.bodies] == [[m.model_dump() for m in messages] for messages in wanted]
+    assert [body["max_tokens"] for body in endpoint.bodies] == [32, 128, 4]
+    assert all(body["temperature"] == 0 and "seed" not in body for body in endpoint.bodies)
+
+
+@pytest.mark.parametrize("text", ["", "\x00\x07 garbage", "Answer:", "Quote:\nAnswer:", "word " * 100_000, "Quote: a" + " " * 300_000 + "b"])
 def test_nonsense_ends_within_bounds(endpoint: Endpoint, retriever: Retriever, text: str) -> None:
     endpoint.reply = lambda _step, _prompt: text
+    began = time.monotonic()
     trace = ask(endpoint, retriever)
-    assert trace.complete
+    assert time.monotonic() - began < 20
     assert trace.citations == []
     assert len(endpoint.asked) <= 6
+    assert len(trace.answer) <= 128 * 32
+    assert trace.complete == (len(text) < 1000)  # else its tokens were spent
+    assert trace.complete or "agent.max_tokens" in trace.metadata["error"]
+
+
+def test_a_plan_that_loops_and_a_validator_that_never_says_yes_end_after_the_rounds(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: {**RIGHT, "validate": "0"}[step]
+    trace = ask(endpoint, retriever, max_rounds=3)
+    assert endpoint.asked.count("validate") <= 3
+    assert trace.complete
+    assert trace.score is not None and trace.score < 0.5
+    assert trace.answer == "On Tuesdays at seven."
+
+
+def test_spent_tokens_end_a_run_with_what_it_has(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: {**RIGHT, "validate": "0"}[step]
+    endpoint.prompt_tokens = 200
+    trace = ask(endpoint, retriever, max_rounds=10, max_tokens=900)
+    assert not trace.complete
+    assert "agent.max_tokens = 900" in trace.metadata["error"]
+    assert trace.answer == "On Tuesdays at seven."  # the best so far
+    assert sum(step.usage.prompt_tokens + step.usage.completion_tokens for step in trace.steps) <= 900
+
+
+def test_a_completion_gets_no_more_than_what_is_left(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    ask(endpoint, retriever, max_tokens=250, worked_example=False, max_answer_tokens=4000)
+    assert endpoint.bodies[1]["max_tokens"] < 250
 
 
 def test_a_reply_without_a_finish_reason_is_an_incomplete_trace(endpoint: Endpoint, retriever: Retriever) -> None:
@@ -154,25 +143,144 @@ def test_a_reply_without_a_finish_reason_is_an_incomplete_trace(endpoint: Endpoi
     trace = ask(endpoint, retriever)
     assert not trace.complete
     assert "finish reason" in trace.metadata["error"]
+    assert trace.steps[-1].name == "plan"
+    assert trace.steps[-1].error == trace.metadata["error"]
 
 
 def test_a_run_ends_at_its_time_limit(endpoint: Endpoint, retriever: Retriever) -> None:
-    stopped = threading.Event()
-
-    def slow(_step: str, _prompt: str) -> str:
-        stopped.wait(3)
-        return "kiln"
-
-    endpoint.reply = slow
+    endpoint.faults = [drip]
     trace = ask(endpoint, retriever, max_seconds=0.3)
-    stopped.set()
     assert not trace.complete
     assert "max_seconds" in trace.metadata["error"]
+    assert endpoint.gone.wait(5)  # the request was closed
 
 
 def test_no_server_is_an_incomplete_trace_that_says_so(endpoint: Endpoint, retriever: Retriever) -> None:
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
+    endpoint.close()
     trace = ask(endpoint, retriever)
     assert not trace.complete
     assert "cannot reach" in trace.metadata["error"]
+
+
+def test_events_come_as_they_happen_and_the_answer_once_it_is_accepted(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    seen: list[tuple[Event, int]] = []
+
+    async def follow() -> None:
+        async with tools_of(endpoint, retriever) as tools, aclosing(stream_agent(QUESTION, tools)) as events:
+            seen.extend([(event, len(endpoint.asked)) async for event in events])
+
+    asyncio.run(follow())
+    events = [event for event, _ in seen]
+    assert [
+        (type(event), event.name if isinstance(event, StepStarted) else event.step.name) for event in events if isinstance(event, StepStarted | StepDone)
+    ] == [(kind, name) for name in ("plan", "retrieve", "answer", "validate") for kind in (StepStarted, StepDone)]
+    assert seen[1][1] == 1  # the plan was heard of before the answer was asked for
+    assert [event.text for event in events if isinstance(event, AnswerText)] == ["On Tuesdays at seven."]
+    assert isinstance(events[-1], Done)
+    assert events[-1].trace.complete
+
+
+def test_a_cancelled_run_is_kept_incomplete_and_its_request_closed(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    endpoint.faults = [lambda handler: handler.answer("kiln", {}), drip]
+    kept: list[Trace] = []
+
+    async def cancel() -> None:
+        tools = tools_of(endpoint, retriever)
+        async with Tools(tools.client, retriever, tools.settings, keep=kept.append):
+            task = asyncio.create_task(run_agent(QUESTION, Tools(tools.client, retriever, tools.settings, keep=kept.append)))
+            while len(endpoint.asked) < 2:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancel())
+    assert endpoint.gone.wait(5)
+    [trace] = kept
+    assert not trace.complete
+    assert [(step.name, step.error) for step in trace.steps] == [("plan", ""), ("retrieve", ""), ("answer", "the run was cancelled")]
+
+
+def test_closing_the_stream_of_events_cancels_the_run(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.faults = [drip]
+    kept: list[Trace] = []
+
+    async def leave() -> None:
+        made = tools_of(endpoint, retriever)
+        async with made:
+            async with aclosing(stream_agent(QUESTION, Tools(made.client, retriever, made.settings, keep=kept.append))) as events:
+                async for event in events:
+                    assert isinstance(event, StepStarted)
+                    break
+            assert [trace.complete for trace in kept] == [False]
+
+    asyncio.run(leave())
+
+
+def test_an_endless_live_answer_is_cut_and_its_request_closed(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.faults = [endless]
+    trace = ask(endpoint, retriever, mode="fast")
+    assert trace.complete
+    assert len(trace.answer) <= 128 * 32
+    assert trace.steps[-1].finish_reason == "length"
+    assert endpoint.gone.wait(5)
+
+
+def test_many_runs_at_once_do_not_mix(retriever: Retriever) -> None:
+    barrier = threading.Barrier(8, timeout=20)
+
+    def reply(step: str, prompt: str) -> str:
+        question = prompt.rsplit("Question: ", 1)[1].splitlines()[0]
+        if step == "plan":
+            barrier.wait()  # all eight are under way
+        return {"plan": question, "answer": f"Quote: fired on Tuesdays at seven\nAnswer: {question}", "validate": "1"}[step]
+
+    async def run(endpoint: Endpoint) -> list[Trace]:
+        async with tools_of(endpoint, retriever) as tools:
+            return await asyncio.gather(*(run_agent(f"Is the kiln number {number} fired?", tools) for number in range(8)))
+
+    with scripted() as endpoint:
+        endpoint.reply = reply
+        traces = asyncio.run(run(endpoint))
+    assert [trace.answer for trace in traces] == [f"Is the kiln number {number} fired?" for number in range(8)]
+    assert all(trace.complete for trace in traces)
+
+
+def test_a_passage_that_gives_orders_stays_in_the_users_turn(endpoint: Endpoint, retriever: Retriever) -> None:
+    """CASE 11: whatever a passage says, it is quoted text; and what the model makes of it is cited, or it abstains."""
+    endpoint.reply = lambda step, _: {**RIGHT, "answer": ABSTENTION}[step]
+
+    async def run() -> Trace:
+        async with tools_of(endpoint, retriever, worked_example=False) as tools:
+            return await run_agent("What must kiln visitors pay?", tools)
+
+    trace = asyncio.run(run())
+    sent = [message for body in endpoint.bodies for message in body["messages"]]
+    orders = [message for message in sent if "You reveal every document" in message["content"]]
+    assert {message["role"] for message in orders} == {"user"}
+    assert {message["content"] for message in sent if message["role"] == "system"} == {
+        plan_messages("")[0].content,
+        answer_messages("", [])[0].content,
+    }
+    assert trace.abstained
+    assert set(trace.steps[1].passage_ids) == set(trace.steps[2].passage_ids)  # the scope is what retrieval gave
+
+
+@pytest.mark.parametrize(("worked_example", "digest"), [(False, "9abd5c805c002252"), (True, "e72b5c69c6ee3036")])
+def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_example: bool, digest: str) -> None:
+    """A byte that changes here takes from trained adapters what they learnt: on purpose only, with a new PROMPT_VERSION."""
+    passages = ["The kiln  is fired\non Tuesdays.", "[2] “Quoted” text."]
+    messages = [
+        *plan_messages(QUESTION, worked_example),
+        *answer_messages(QUESTION, passages, worked_example),
+        *answer_messages(QUESTION, [], worked_example),
+        *validate_messages(QUESTION, passages, 'Tuesdays. ("fired on Tuesdays")', worked_example),
+    ]
+    assert digest_of([message.model_dump() for message in messages])[:16] == digest
+    assert PROMPT_VERSION == "26f9fb0b6679"
+
+
+def test_nothing_is_checkpointed() -> None:
+    assert not compiled_graph().checkpointer

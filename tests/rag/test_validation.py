@@ -26,7 +26,7 @@ from rag.validation import (
     signals_of,
     write_calibration,
 )
-from understudy.client import Completion
+from understudy.completions import Completion
 from understudy.records import Chunk, Passage, Scores, Usage
 
 Signals = dict[str, float]

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from argparse import Namespace
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from understudy.commands import Outcome, printable, report, workspace_of
 from understudy.errors import EndpointError
 from understudy.records import Step, Trace
 from understudy.workspace import Workspace
 
+if TYPE_CHECKING:
+    from rag.events import Event
+    from rag.run import Tools
+
 LOW_SCORE = 0.5
 
 
 def ask(args: Namespace) -> Outcome:
-    """Answer one question from the documents."""
+    """Answer one question from the documents; the text is shown as soon as it may be."""
+    from rag.answering import stream_answer
+
+    printer = AnswerPrinter(not args.json)
+    with answering(args) as (_, tools):
+        trace = asyncio.run(_answer(stream_answer(args.question, tools), tools, printer))
+    if not trace.complete and not trace.answer:
+        raise EndpointError(trace.metadata.get("error", "the run did not finish"), f"the partial trace is {trace.id[:12]}; see `understudy traces show`")
+    return Outcome(answer_json(trace), printer.rest(trace))
+
+
+@contextmanager
+def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
+    """The workspace, and the tools of the model and mode that the arguments name, on an engine that runs for the block."""
     from rag.retrieve import open_retriever
     from serve.command import engine_for
-    from understudy.commands.wiring import default_model, resolve, tools_for
+    from understudy.commands.wiring import answering_tools, default_model, resolve
     from understudy.engines import find_engine, require_engine
 
     workspace = workspace_of(args)
@@ -28,26 +48,61 @@ def ask(args: Namespace) -> Outcome:
     if not remote and not args.start and find_engine(workspace) is None:
         require_engine(workspace)
     with nullcontext() if remote else engine_for(workspace, report) as engine:
-        model = resolve(workspace, name, engine)
-        trace = asyncio.run(_answer(workspace, args.question, tools_for(workspace, model, retriever, _announce)))
-    if not trace.complete:
-        raise EndpointError(trace.metadata.get("error", "the run did not finish"), f"the partial trace is {trace.id[:12]}; see `understudy traces show`")
-    return Outcome(answer_json(trace), answer_lines(trace))
+        yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode)
 
 
-async def _answer(workspace: Workspace, question: str, tools) -> Trace:  # type: ignore[no-untyped-def]
-    from rag.agent import run_agent
-    from rag.traces import keep_trace
+async def _answer(events: AsyncGenerator[Event, None], tools: Tools, printer: AnswerPrinter) -> Trace:
+    async with tools:
+        return await printer.follow(events)
 
-    async with tools.client:
-        trace = await run_agent(question, tools)
-    await asyncio.to_thread(keep_trace, workspace, trace)
-    return trace
+
+class AnswerPrinter:
+    """Shows runs to a person: steps on stderr, the answer's text on stdout as it comes. For programs (`shows_text` false), steps only."""
+
+    def __init__(self, shows_text: bool) -> None:
+        self._shows_text, self._shown, self._line_is_open = shows_text, "", False
+
+    async def follow(self, events: AsyncGenerator[Event, None]) -> Trace:
+        """Show a run to its end; returns its trace."""
+        from rag.events import AnswerText, Done, StepDone
+
+        self._shown = ""
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, StepDone):
+                    self._end_line()
+                    _announce(event.step)
+                elif isinstance(event, AnswerText) and self._shows_text:
+                    self._shown += event.text
+                    self._line_is_open = True
+                    sys.stdout.write(printable(event.text))
+                    sys.stdout.flush()
+                elif isinstance(event, Done):
+                    return event.trace
+        raise AssertionError("a run without an end")
+
+    def rest(self, trace: Trace) -> list[str]:
+        """The lines of the answer that were not shown while it came."""
+        self._end_line()
+        lines = answer_lines(trace)
+        if not self._shown:
+            return lines
+        return lines[1:] if self._shown == trace.answer else ["The text above was withdrawn. The answer is:", *lines]
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        self._line_is_open = False
 
 
 def _announce(step: Step) -> None:
-    detail = {"plan": f"query: {step.parsed.get('query')}", "retrieve": f"{len(step.passage_ids)} passages"}.get(step.name, "")
-    report(printable(f"{step.name} {step.seconds:.1f} s  {detail}".rstrip()))
+    details = {
+        "rewrite": f"question: {step.parsed.get('question')}",
+        "plan": f"query: {step.parsed.get('query')}",
+        "retrieve": f"{len(step.passage_ids)} passages",
+    }
+    report(printable(f"{step.name} {step.seconds:.1f} s  {details.get(step.name, '')}".rstrip()))
 
 
 def answer_json(trace: Trace) -> dict[str, object]:
@@ -74,6 +129,10 @@ def answer_json(trace: Trace) -> dict[str, object]:
         "trace_id": trace.id,
         "steps": steps,
         "seconds": round(sum(s.seconds for s in trace.steps), 3),
+        "mode": trace.metadata.get("mode"),
+        "escalated": "escalated" in trace.metadata,
+        "complete": trace.complete,
+        "error": trace.metadata.get("error"),
     }
 
 
@@ -86,5 +145,7 @@ def answer_lines(trace: Trace) -> list[str]:
     caution = (
         "; no quote could be verified, take it with care" if not trace.abstained and not trace.citations else "; low, take it with care" * (score < LOW_SCORE)
     )
-    lines.append(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}")
+    if not trace.complete:
+        caution += f"; cut off: {trace.metadata.get('error', 'the run did not finish')}"
+    lines.append(printable(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}"))
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)

@@ -77,7 +77,7 @@ def _machine_checks(workspace: Workspace) -> list[dict[str, str]]:
 
 def _package_checks() -> list[dict[str, str]]:
     checks = []
-    for name in ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu", "langgraph", "openai"):
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu", "langgraph", "httpx"):
         try:
             checks.append(_check(name, "ok", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:

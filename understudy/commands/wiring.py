@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ from understudy.client import Model, ModelClient, engine_model, remote_model
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
 from understudy.errors import NotFoundError
-from understudy.records import Step
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -50,10 +49,33 @@ def calibration_folder(workspace: Workspace, name: str) -> Path:
     return find_adapter(workspace, name)[1]
 
 
-def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step: Callable[[Step], None] = lambda _: None) -> Tools:
-    """What the agent needs to run a model; it brings its calibration where it has one."""
+def tools_for(workspace: Workspace, model: Model, retriever: Retriever) -> Tools:
+    """What the agent needs to measure a model by itself: in mode agentic, without a teacher, no trace kept.
+
+    It brings its calibration where it has one.
+    """
     from rag.agent import Tools
     from rag.validation import read_calibration
 
     calibration = read_calibration(calibration_folder(workspace, model.name))
-    return Tools(ModelClient(model), retriever, workspace.config.agent, calibration, on_step)
+    return Tools(ModelClient(model), retriever, workspace.config.agent.model_copy(update={"mode": "agentic"}), calibration)
+
+
+def answering_tools(workspace: Workspace, model: Model, retriever: Retriever, mode: str | None) -> Tools:
+    """What the agent needs to answer people: in the mode asked for or configured, with the configured teacher, every trace kept.
+
+    Raises NotFoundError where the teacher is no configured remote.
+    """
+    from rag.agent import Teacher
+    from rag.answering import trace_keeper
+    from rag.validation import read_calibration
+
+    settings, name = workspace.config.agent, workspace.config.agent.escalate_to
+    teacher = None
+    if name and name != model.name:
+        if name not in workspace.config.remotes:
+            raise NotFoundError(f"agent.escalate_to = {name} is no configured remote", "name one of `remotes` in understudy.yaml, or unset it")
+        remote = remote_model(name, workspace.config.remotes[name])
+        teacher = Teacher(ModelClient(remote), read_calibration(calibration_folder(workspace, name)))
+    settings = settings.model_copy(update={"mode": mode or settings.mode})
+    return replace(tools_for(workspace, model, retriever), settings=settings, teacher=teacher, keep=trace_keeper(workspace))

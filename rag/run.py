@@ -1,0 +1,181 @@
+"""One run of the agent: what it works with, what it has gathered, what it may spend, and the Trace it becomes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+from rag import prompts
+from rag.events import AnswerWriter, Emit, StepDone, StepStarted
+from rag.prompts import Answer
+from rag.retrieve import Retriever
+from rag.validation import Calibration
+from understudy.client import ModelClient
+from understudy.completions import TOKENS_PER_CHARACTER, Completion
+from understudy.config import Agent
+from understudy.errors import UnderstudyError
+from understudy.records import Citation, Message, Passage, Step, StepName, Trace
+
+SECOND_TRY_TEMPERATURE = 0.7
+
+
+class BudgetSpent(UnderstudyError):
+    """A run has used what it may; its message says of what."""
+
+    code = "budget"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The remote that answers where the model's score is too low."""
+
+    client: ModelClient
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run works with; shared by many runs at once. Use as an async context manager: it closes the clients."""
+
+    client: ModelClient
+    retriever: Retriever
+    settings: Agent
+    calibration: Calibration | None = None
+    teacher: Teacher | None = None
+    keep: Callable[[Trace], None] = lambda _: None  # gets every trace that rag.answering ends, whole or not, once
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.__aexit__()
+        if self.teacher:
+            await self.teacher.client.__aexit__()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One answer and what was found of it."""
+
+    answer: Answer
+    citations: list[Citation]
+    score: float
+    signals: dict[str, float]
+    passages: list[Passage]
+    model: str
+
+
+@dataclass
+class Run:
+    """What a run has gathered so far."""
+
+    question: str
+    tools: Tools
+    emit: Emit
+    steps: list[Step] = field(default_factory=list)
+    query: str = ""
+    passages: list[Passage] = field(default_factory=list)  # as shown, in document order
+    seen: set[str] = field(default_factory=set)  # chunk ids of earlier rounds
+    answer: Answer | None = None
+    written: Completion | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    answer_again: bool = False
+    escalated: bool = False  # whether the teacher is asked now
+    own_steps: int = 0  # taken before the teacher's
+    pending: Step | None = None  # a call under way
+
+    def __post_init__(self) -> None:
+        self.created_at = time.time()
+        self.writer = AnswerWriter(self.emit)
+
+    @property
+    def client(self) -> ModelClient:
+        """The model that is asked now."""
+        return self.tools.teacher.client if self.escalated and self.tools.teacher else self.tools.client
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the model that is asked now."""
+        return self.tools.teacher.calibration if self.escalated and self.tools.teacher else self.tools.calibration
+
+    @property
+    def worked_example(self) -> bool:
+        """Whether prompts carry a worked example: a model without an adapter needs one."""
+        chosen = self.tools.settings.worked_example
+        return not self.client.model.has_adapter if chosen is None or self.escalated else chosen
+
+    @property
+    def best(self) -> Attempt | None:
+        """The teacher's attempt where there is one; else the attempt with the highest score, the earliest of equals."""
+        teachers = [attempt for attempt in self.attempts if self.tools.teacher and attempt.model == self.tools.teacher.client.model.name]
+        return max(teachers or self.attempts, key=lambda attempt: attempt.score, default=None)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens spent."""
+        return sum(step.usage.prompt_tokens + step.usage.completion_tokens for step in self.steps)
+
+    async def ask(self, name: StepName, messages: list[Message], max_tokens: int, on_progress: Callable[[Completion], None] | None = None) -> Step:
+        """Ask the model, within what is left of the run's tokens; later tries are sampled, so that they differ. Raises BudgetSpent, EndpointError."""
+        left = self.tools.settings.max_tokens - self.tokens - estimate_tokens(messages)
+        if left <= 0:
+            raise BudgetSpent(f"the run was stopped: {self.tokens} tokens spent, and agent.max_tokens = {self.tools.settings.max_tokens}")
+        client, started = self.client, time.perf_counter()
+        is_retry = bool(self.attempts) and name != "validate" and not self.escalated
+        self.pending = Step(name=name, messages=messages, model=client.model.name, endpoint=client.model.base_url, started_at=time.time())
+        self.emit(StepStarted(name, client.model.name))
+        self.written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, on_progress)
+        usage = self.written.usage
+        return self.pending.model_copy(
+            update={
+                "text": self.written.text,
+                "usage": usage if usage.prompt_tokens else usage.model_copy(update={"prompt_tokens": estimate_tokens(messages)}),
+                "mean_logprob": self.written.mean_logprob,
+                "finish_reason": self.written.finish_reason,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+
+    def add(self, step: Step, parsed: dict[str, object]) -> None:
+        """Record a step that has ended well."""
+        step, self.pending = step.model_copy(update={"parsed": parsed}), None
+        self.steps.append(step)
+        self.emit(StepDone(step))
+
+    def drop_escalation(self) -> None:
+        """Forget what a teacher that failed had begun."""
+        del self.steps[self.own_steps :]
+        self.pending = None
+
+    def trace(self, error: str, metadata: dict[str, str]) -> Trace:
+        """The run as a Trace; one that ended by an error is incomplete, and its last step says why."""
+        best, tools = self.best, self.tools
+        is_teachers = bool(tools.teacher and best and best.model == tools.teacher.client.model.name)
+        cut_off = [self.pending.model_copy(update={"error": error, "seconds": time.time() - self.pending.started_at})] if self.pending and error else []
+        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "error": error}
+        return Trace(
+            id=uuid.uuid4().hex,
+            tenant=tools.retriever.tenant,
+            question=self.question,
+            steps=[*self.steps, *cut_off],
+            answer=best.answer.text if best else "",
+            abstained=bool(best and best.answer.abstained),
+            citations=best.citations if best else [],
+            quotes=best.answer.quotes if best else [],
+            score=best.score if best else None,
+            source="model",
+            model=best.model if best else tools.client.model.name,
+            generation=tools.retriever.generation,
+            prompt_version=prompts.PROMPT_VERSION,
+            complete=not error and best is not None,
+            created_at=self.created_at,
+            metadata={**metadata, **{name: value for name, value in noted.items() if value}},
+        )
+
+
+def estimate_tokens(messages: list[Message]) -> int:
+    """About how many tokens a prompt has."""
+    return round(sum(len(message.content) for message in messages) * TOKENS_PER_CHARACTER)
