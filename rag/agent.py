@@ -60,11 +60,17 @@ async def retrieve(state: State) -> State:
     started = time.perf_counter()
     run.emit(StepStarted("retrieve"))
     retriever = run.tools.retriever
-    found = await asyncio.to_thread(retriever.search, [run.question, run.query], None, frozenset(run.seen))
+    queries = [query for query in (run.question, run.query) if query.strip()]
+    if queries:
+        await asyncio.to_thread(retriever.embed, queries)  # timed apart; the search finds the vectors in the cache
+    embedded = time.perf_counter() - started
+    found = await asyncio.to_thread(retriever.search, queries, None, frozenset(run.seen))
     run.passages = sorted(found, key=lambda passage: document_order(passage.chunk))
     run.seen |= {passage.chunk.id for passage in found}
     ids = [passage.chunk.id for passage in run.passages]
-    run.add(Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), {"query": run.query})
+    run.add(
+        Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), {"query": run.query, "embedding_seconds": embedded}
+    )
     return state
 
 

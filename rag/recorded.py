@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from understudy.client import Completion, Model, ModelClient
+from understudy.client import Model, ModelClient
+from understudy.completions import Completion
 from understudy.digests import digest_of
 from understudy.errors import StorageError, UnderstudyError
 from understudy.records import Message, Usage

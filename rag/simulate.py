@@ -105,7 +105,7 @@ class _Simulation:
 
     def __init__(self, workspace: Workspace, client: RecordedClient, retriever: Retriever, plan: Plan, name: str, bar: Progress) -> None:
         self._workspace, self._client, self._retriever, self._plan, self._name, self._bar = workspace, client, retriever, plan, name, bar
-        self._tools = Tools(client, retriever, workspace.config.agent)
+        self._tools = Tools(client, retriever, workspace.config.agent.model_copy(update={"mode": "agentic"}))
         self._known = KnownQuestions(retriever.embed)
 
     async def run(self) -> Outcome:

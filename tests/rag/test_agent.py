@@ -53,6 +53,7 @@ def test_a_right_answer_is_cited_with_its_place(endpoint: Endpoint, retriever: R
     assert trace.score is not None
     assert trace.score > 0.5
     assert [step.name for step in trace.steps] == ["plan", "retrieve", "answer", "validate"]
+    assert 0 < float(str(trace.steps[1].parsed["embedding_seconds"])) <= trace.steps[1].seconds  # telemetry makes a span of it
 
 
 def test_an_invented_quote_is_not_a_citation_and_is_tried_again(endpoint: Endpoint, retriever: Retriever) -> None:
