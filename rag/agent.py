@@ -209,6 +209,8 @@ def _judge(run: Run, answered: Completion, verdict: float | None) -> float:
         run.answer, citations = Answer(prompts.ABSTENTION, [], True, True), []
     abstained = run.answer.abstained
     points = calibration.score(signals, abstained) if calibration else plain_score(signals, abstained)
+    if not run.answer.text:
+        points = 0.0  # a quote without an answer: cut off, or going round in circles
     run.attempts.append(Attempt(run.answer, citations, points, signals, run.passages, run.client.model.name))
     return verbatim
 
