@@ -48,8 +48,26 @@ COMMANDS = [
             arg("question"),
             arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter"),
             arg("--start", action="store_true", help="start the engine for this question if none is running"),
+            arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it"),
         ],
     ),
+    Command("cache ls", "the cached answers, and what the cache has saved", "caching:cache_ls"),
+    Command(
+        "cache explain",
+        "why a question would be answered from the cache, or not",
+        "caching:cache_explain",
+        [arg("question"), arg("--model", help="whose answers; default: the newest adapter")],
+    ),
+    Command(
+        "cache calibrate",
+        "fit the decision on labelled pairs of questions; hits and wrong hits with intervals",
+        "caching:cache_calibrate",
+        [arg("file", help="JSONL rows {a, b, same}"), arg("--dry-run", action="store_true", help="measure what is in force, change nothing")],
+    ),
+    Command(
+        "cache wrong", "say that an answer from the cache was wrong: its entry learns from it", "caching:cache_wrong", [arg("trace", help="of the answer")]
+    ),
+    Command("cache clear", "remove every cached answer", "caching:cache_clear"),
     Command(
         "traces import",
         "experts' answers (a question file) become traces over real retrieval",

@@ -56,6 +56,16 @@ class Agent(Section):
     worked_example: bool | None = Field(None, description="show a worked example in the prompt; unset: only to models without an adapter")
 
 
+class Cache(Section):
+    """Answers given again (`ask`; an evaluation never uses it)."""
+
+    enabled: bool = Field(True, description="answer from the cache where it may")
+    error_bound: float = Field(0.01, gt=0, lt=0.5, description="the highest probability of a wrong answer at which a semantic hit is allowed")
+    audit: float = Field(0.02, ge=0, le=1, description="share of semantic hits that run anyway, to check the entry")
+    ttl_days: float = Field(30, gt=0, description="how long an answer is kept")
+    max_entries: int = Field(100_000, ge=1, description="entries of one tenant; the least recently used goes first")
+
+
 class Endpoint(Section):
     """An OpenAI-compatible server."""
 
@@ -100,6 +110,7 @@ class Config(Section):
     ingest: Ingest = Ingest()
     retrieval: Retrieval = Retrieval()
     agent: Agent = Agent()
+    cache: Cache = Cache()
     serve: Serve = Serve()
     evaluate: Evaluate = Evaluate()
     remotes: dict[str, Endpoint] = Field(default_factory=dict, description="named OpenAI-compatible endpoints, for --models and teachers")

@@ -7,12 +7,17 @@ import json
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from understudy.commands import Outcome, printable, report, workspace_of
 from understudy.errors import EndpointError, NotFoundError
 from understudy.progress import show_progress
 from understudy.records import Step, Trace
 from understudy.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rag.agent import Tools
+    from rag.cached import Cached
 
 LOW_SCORE = 0.5
 
@@ -21,7 +26,7 @@ def ask(args: Namespace) -> Outcome:
     """Answer one question from the documents."""
     from rag.retrieve import open_retriever
     from serve.command import engine_for
-    from understudy.commands.wiring import default_model, resolve, tools_for
+    from understudy.commands.wiring import cached_answers, default_model, resolve, tools_for
     from understudy.engines import find_engine, require_engine
 
     workspace = workspace_of(args)
@@ -32,17 +37,19 @@ def ask(args: Namespace) -> Outcome:
         require_engine(workspace)
     with nullcontext() if remote else engine_for(workspace, report) as engine:
         model = resolve(workspace, name, engine)
-        trace = asyncio.run(_answer(workspace, args.question, tools_for(workspace, model, retriever, _announce)))
+        cached = cached_answers(workspace, model.name, retriever) if workspace.config.cache.enabled and not args.no_cache else None
+        trace = asyncio.run(_answer(workspace, args.question, tools_for(workspace, model, retriever, _announce), cached))
     if not trace.complete:
         raise EndpointError(trace.metadata.get("error", "the run did not finish"), f"the partial trace is {trace.id[:12]}; see `understudy traces show`")
     return Outcome(answer_json(trace), answer_lines(trace))
 
 
-async def _answer(workspace: Workspace, question: str, tools) -> Trace:  # type: ignore[no-untyped-def]
+async def _answer(workspace: Workspace, question: str, tools: Tools, cached: Cached | None) -> Trace:
     from rag.agent import run_agent
+    from rag.cached import answer_cached
 
     async with tools.client:
-        trace = await run_agent(question, tools)
+        trace = await (answer_cached(question, cached, lambda: run_agent(question, tools)) if cached else run_agent(question, tools))
     await asyncio.to_thread(workspace.store.put_trace, trace)
     return trace
 
@@ -88,7 +95,8 @@ def answer_lines(trace: Trace) -> list[str]:
     caution = (
         "; no quote could be verified, take it with care" if not trace.abstained and not trace.citations else "; low, take it with care" * (score < LOW_SCORE)
     )
-    lines.append(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}")
+    origin = f", from the cache ({trace.cache})" if trace.cache in ("exact", "semantic") else ""
+    lines.append(f"score {score:.2f} by {trace.model}{origin}{caution}; trace {trace.id[:12]}")
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)
 
 

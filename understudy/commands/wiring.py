@@ -16,6 +16,8 @@ from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from rag.agent import Tools
+    from rag.cache import Scope, SemanticCache
+    from rag.cached import Cached
     from rag.retrieve import Retriever
 
 
@@ -57,3 +59,31 @@ def tools_for(workspace: Workspace, model: Model, retriever: Retriever, on_step:
 
     calibration = read_calibration(calibration_folder(workspace, model.name))
     return Tools(ModelClient(model), retriever, workspace.config.agent, calibration, on_step)
+
+
+def cache_scope(workspace: Workspace, name: str) -> Scope:
+    """What a model's cached answers depend on besides the question; needs no running engine."""
+    from rag.cache import Scope
+    from rag.prompts import PROMPT_VERSION
+
+    config = workspace.config
+    if name in config.remotes:
+        model = f"{name} {config.remotes[name].model} {config.remotes[name].base_url}"
+    else:
+        model = f"{config.models.base} {resolve_name(workspace, name)}"
+    return Scope(tenant=config.tenant, model=model, prompt_version=PROMPT_VERSION)
+
+
+def open_cache(workspace: Workspace, retriever: Retriever) -> SemanticCache:
+    """The workspace's cache over its live corpus."""
+    from rag.cache import SemanticCache
+    from rag.cache_decision import read_parameters
+
+    return SemanticCache(workspace.store, retriever, workspace.config.cache, read_parameters(workspace.calibrations))
+
+
+def cached_answers(workspace: Workspace, name: str, retriever: Retriever) -> Cached:
+    """The workspace's cache as a model is asked through it."""
+    from rag.cached import Cached
+
+    return Cached(open_cache(workspace, retriever), cache_scope(workspace, name), name, workspace.config.agent.accept_score)
