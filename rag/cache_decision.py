@@ -2,13 +2,14 @@
 
 After vCache (Schroeder et al., "vCache: Verified Semantic Prompt Caching", ICLR 2026, arXiv 2502.03771): an entry has its own
 logistic model of P(correct | similarity), fitted on what was observed of it, and answers only where a confidence bound on that
-probability, minimised over a grid of confidence levels ε as there, allows it. Three departures:
+probability, minimised over a grid of confidence levels ε as there, allows it. Four departures:
 
 - vCache starts each entry with nothing and explores until six observations are there. Here the logistic has a prior, fitted on
   labelled pairs, over more than the cosine: what the guard found the wordings not to share. An entry's threshold departs from it
   as observations come.
 - vCache bounds wrong answers per request, and so answers at random with probability δ / (1 - α) where the bound α is too low.
   Here the bound is per hit: below 1 - δ nothing is ever served, so δ holds among the answers people see.
+- An entry that was wrong for a question never answers one that is no nearer: a person's correction holds at once.
 - Where it would answer, a small share of questions (`audit`) runs anyway: an entry that turned wrong is found out.
 """
 
@@ -29,6 +30,7 @@ from understudy.records import CacheObservation
 
 FILE = "cache.json"
 SURE = 1e-6  # probabilities are kept this far from 0 and 1
+ROUNDING = 0.01  # log-odds: embeddings of one text differ in their last bits from batch to batch
 EPSILONS = np.geomspace(1e-5, 0.5, 40)  # confidence levels of the grid: the threshold lies higher with probability ε
 QUANTILES = np.array([NormalDist().inv_cdf(1 - epsilon) for epsilon in EPSILONS])
 PRIOR_WEIGHTS = (-1.0, -1.0, -1.0, -1.0)  # what is believed of the features before any pair: distance and every word cost
@@ -53,7 +55,7 @@ class Belief:
 
     prior: float  # probability that the answer is right, by the prior alone
     probability: float  # with what was observed of the entry
-    lower: float  # confidence bound
+    lower: float  # confidence bound; 0 where the entry was wrong for a question as near as this one
     threshold: float  # of the entry, log-odds; 0 is the prior's
     observations: int
 
@@ -86,7 +88,8 @@ def believe(parameters: Parameters, prior: float, observations: Sequence[CacheOb
             break
     here = _log_odds(prior) - threshold
     bounds = (1 - EPSILONS) / (1 + np.exp(np.clip(QUANTILES / math.sqrt(curvature) - here, -30, 30)))
-    return Belief(prior, _logistic(here), float(bounds.max()), threshold, len(observations))
+    is_barred = bool(np.any((y == 0) & (x >= _log_odds(prior) - ROUNDING)))
+    return Belief(prior, _logistic(here), 0.0 if is_barred else float(bounds.max()), threshold, len(observations))
 
 
 def fit_parameters(rows: Sequence[Features], labels: Sequence[bool], entry_sd: float) -> Parameters:
@@ -134,5 +137,5 @@ def _log_odds(probability: float) -> float:
     return math.log(kept / (1 - kept))
 
 
-# Fitted on samples/cache-pairs/calibration.jsonl with all-MiniLM-L6-v2; a test repeats it.
-DEFAULT = Parameters(weights=(-1.0, -1.0, -1.0, -1.0), bias=5.0, entry_sd=0.5, pairs=0)
+# Fitted on samples/cache-pairs/calibration.jsonl with all-MiniLM-L6-v2 (`scripts/bench cache` fits it again).
+DEFAULT = Parameters(weights=(-3.15, -4.83, -1.7, 0.0), bias=8.48, entry_sd=0.5, pairs=214)

@@ -93,20 +93,20 @@ def read_question(question: str) -> Reading:
                 continue  # what a preposition governs goes on
             preposition = token if token in _PREPOSITIONS else preposition if token in _ARTICLES and before == preposition else ""
         placed.append(_compounds_first(inside))
-    words = frozenset(token for tokens in clauses for token in tokens)
+    seen = frozenset(token for tokens in clauses for token in tokens)
     return Reading(
         kind=_kind_of(clauses),
         negated=sum(token in NEGATIONS for tokens in clauses for token in tokens) % 2 == 1,
         numbers=numbers,
-        dates=frozenset(token.removesuffix("s") if token.endswith(("days", "ends", "ings")) else token for token in words & DATES),
-        units=frozenset(_STEMMER.stemWord(token) for token in words & UNITS if not _is_number(token, "")),
-        names=_names_in(question),
+        dates=frozenset(token.removesuffix("s") if token.endswith(("days", "ends", "ings")) else token for token in seen & DATES),
+        units=frozenset(_STEMMER.stemWord(token) for token in seen & UNITS if not _is_number(token, "")),
+        names=_names_in(question) & seen,
         markers={name: frozenset(values) for name, values in markers.items()},
         content=frozenset(concept for clause in placed for _, concept in clause),
         clauses=tuple(placed),
-        words=words,
-        personal=bool(words & _PRONOUNS),
-        passive=bool(words & _BE) and any(_PARTICIPLE.fullmatch(word) for word in words),
+        words=seen,
+        personal=bool(seen & _PRONOUNS),
+        passive=bool(seen & _BE) and any(_PARTICIPLE.fullmatch(word) for word in seen),
         outwards=any(_OUTWARDS.search(" ".join(tokens)) for tokens in clauses),
         turned=not any(_starter(tokens) for tokens in clauses) or any(_EXPLETIVE.search(" ".join(tokens)) for tokens in clauses),
     )

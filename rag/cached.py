@@ -40,7 +40,7 @@ async def answer_cached(question: str, cached: Cached, run: Callable[[], Awaitab
 
 def hit_trace(question: str, cached: Cached, lookup: Lookup, entry: CacheEntry) -> Trace:
     """The trace of a hit."""
-    prior = {"cache_prior": f"{lookup.candidate.belief.prior:.6f}"} if lookup.candidate else {}
+    prior = {"cache_prior": repr(lookup.candidate.belief.prior)} if lookup.candidate else {}
     return Trace(
         id=uuid.uuid4().hex,
         tenant=cached.scope.tenant,
