@@ -330,7 +330,8 @@ def _entry(question: str, trace: Trace, chunk: Chunk) -> CacheEntry:
     digest = question_digest(question)
     return CacheEntry(
         id=CacheEntry.make_id(SCOPE.digest, digest), scope=SCOPE.digest, question=question, question_digest=digest, answer=trace.answer,
-        citations=trace.citations, score=0.9, document_ids=[chunk.document_id], chunk_ids=[chunk.id], generation="g", trace_id="t", seconds=1.0, created_at=1.0, used_at=1.0,
+        citations=trace.citations, score=0.9, document_ids=[chunk.document_id],
+        chunk_ids=[chunk.id], generation="g", trace_id="t", seconds=1.0, created_at=1.0, used_at=1.0,
     )  # fmt: skip
 
 
