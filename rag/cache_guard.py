@@ -178,7 +178,7 @@ def _different_roles(a: Reading, b: Reading) -> list[str]:
             return [f"direction: {governed_a[concept]} / {governed_b[concept]} {concept}"]
     if a.outwards != b.outwards:
         return ["roles: I to you / you to me"]
-    loose = {concept for concept in shared if governed_a[concept] and governed_a[concept] == governed_b[concept]}
+    loose = {concept for concept in shared if governed_a[concept] == governed_b[concept] not in ("", "to")}  # "to" may begin a verb
     fixed = {concept for concept in shared - loose - _ASKED if not concept.endswith("li")}  # adverbs move
     if _same_order(a, b, fixed) or a.turned != b.turned:
         return []
@@ -188,19 +188,24 @@ def _different_roles(a: Reading, b: Reading) -> list[str]:
         is_told = "BY" in passive.words and active.kind == "who"
         if passive.passive and (subject in agents or is_told or (active.personal and not passive.personal and not agents)):
             rest = fixed - agents
-            if any(_same_order(a, b, rest - {verb}) for verb in rest):
+            verbs = [concept for concept in rest if not governed_a[concept] and not governed_b[concept]]
+            if any(_same_order(a, b, rest - {verb}) for verb in verbs):
                 return []
     return ["roles: the same words in another order"]
 
 
 def _same_order(a: Reading, b: Reading, concepts: set[str]) -> bool:
+    """Whether the concepts stand in one order; a clause that begins with "when" or "if" may only move where the other question has one too."""
+    if bool(a.words & _CONDITIONS) != bool(b.words & _CONDITIONS):
+        return _orders(a, concepts, False) == _orders(b, concepts, False)
     return bool(_orders(a, concepts) & _orders(b, concepts))
 
 
-def _orders(reading: Reading, concepts: set[str]) -> set[tuple[str, ...]]:
+def _orders(reading: Reading, concepts: set[str], may_turn: bool = True) -> set[tuple[str, ...]]:
     """The orders that the concepts may be said to stand in: clauses as they are, or the first one last."""
     clauses = [[concept for _, concept in clause if concept in concepts] for clause in reading.clauses]
-    return {tuple(dict.fromkeys(concept for clause in order for concept in clause)) for order in (clauses, [*clauses[1:], *clauses[:1]])}
+    turned = [*clauses[1:], *clauses[:1]] if may_turn else clauses
+    return {tuple(dict.fromkeys(concept for clause in order for concept in clause)) for order in (clauses, turned)}
 
 
 def _compounds_first(clause: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -274,6 +279,7 @@ def _joined(lines: str) -> dict[str, str]:
 
 _BE = words("is are was were be been being get gets got MAY MUST")
 _PARTICIPLE = re.compile(r"\w+(ed|en|ept|aid|ade|old|ound|eft|ent|ught|ung|own|et|ut)")
+_CONDITIONS = words("when if while once unless because whenever where")
 _OUTWARDS = re.compile(r"\b(i|we) (\w+ ){1,3}you\b")
 _EXPLETIVE = re.compile(r"\b(is|was|are) it\b|\bit (is|was)\b|MAY it\b|MUST it\b")
 _AUXILIARIES = words("do does did is are was were am can could may might must should shall will would has have had MAY MUST")

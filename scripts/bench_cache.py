@@ -162,13 +162,26 @@ def replay_static(order: Sequence[str], vectors: dict[str, np.ndarray], threshol
     return hits
 
 
-def replay_gptcache(orders: list[list[str]], vectors: dict[str, np.ndarray], threshold: float, python: str) -> list[Hits]:
+def peers_python() -> str:
+    """The Python of an environment with scripts/bench_peers.txt, made on first use."""
+    folder = ROOT / ".bench" / "peers"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if subprocess.run([str(python), "-c", "import gptcache"], capture_output=True).returncode:
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "scripts" / "bench_peers.txt")], check=True)
+    return str(python)
+
+
+def replay_gptcache(orders: list[list[str]], vectors: dict[str, np.ndarray], threshold: float) -> list[Hits]:
     """GPTCache itself, in an environment of its own, given the same embeddings."""
     with tempfile.TemporaryDirectory() as folder:
         names = list(vectors)
         np.savez(Path(folder) / "vectors.npz", names=np.array(names), vectors=np.stack([vectors[name] for name in names]))
         Path(folder, "orders.json").write_text(json.dumps(orders))
-        done = subprocess.run([python, str(ROOT / "scripts" / "peer_gptcache.py"), folder, str(threshold)], capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(
+            [peers_python(), str(ROOT / "scripts" / "bench_cache_peers.py"), folder, str(threshold)], capture_output=True, text=True, cwd=folder
+        )
         if done.returncode:
             raise SystemExit(f"GPTCache did not run: {done.stderr[-800:]}")
         return [[(cached, asked) for cached, asked in hits] for hits in json.loads(Path(folder, "hits.json").read_text())]
@@ -218,7 +231,7 @@ def bench_streams(vectors: dict[str, np.ndarray], parameters: Parameters, option
             first = first or hits
         if "gptcache" not in options.skip:
             for threshold in GPTCACHE:
-                runs = replay_gptcache(orders, vectors, threshold, options.gptcache)
+                runs = replay_gptcache(orders, vectors, threshold)
                 report_stream("GPTCache 0.1.44", f"similarity_threshold {threshold:g}, {label}", questions, runs, len(chosen), first)
         report_equal_error(questions, orders, vectors, first or 0.0, label)
 
@@ -347,7 +360,6 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=5, help="random orders of a stream")
     parser.add_argument("--entries", type=int, default=100_000, help="entries of the latency measurement")
     parser.add_argument("--skip", type=lambda text: text.split(","), default=[], help="of pairs, stream, latency, gptcache")
-    parser.add_argument("--gptcache", default=str(ROOT / ".bench" / "peers" / "bin" / "python"), help="a Python that has scripts/bench_peers.txt installed")
     parser.add_argument("--embedder", type=Path, default=ROOT / "workspace" / "models" / "all-minilm-l6-v2")
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
