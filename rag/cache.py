@@ -28,7 +28,7 @@ from understudy.digests import digest_of
 from understudy.records import CacheEntry, Trace
 from understudy.store import Store
 
-NEIGHBOURS = 8  # entries that the guard reads
+NEIGHBOURS = 4  # entries that the guard reads; eight find 1 % more hits and take twice the time
 LONGEST = 1000  # characters; longer questions are not cached
 FLOOR = 0.6  # cosine below which nothing is asked the same
 WORTH_OBSERVING = 0.05  # prior probability from which an outcome teaches something about an entry

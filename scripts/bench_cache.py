@@ -213,11 +213,11 @@ def bench_streams(vectors: dict[str, np.ndarray], parameters: Parameters, option
     for label, chosen in (("as written", list(questions.meaning)), ("near-misses one in ten", questions.ordinary(0.1, 0))):
         orders = [random.Random(seed).sample(chosen, len(chosen)) for seed in range(options.orders)]
         rules: list[tuple[str, str, Callable[[int, list[str]], Hits]]] = [
-            ("ours", f"error_bound {bound:g}", lambda seed, order, bound=bound: replay_ours(order, questions, vectors, parameters, bound, seed))  # type: ignore[misc]
+            ("ours", f"error_bound {bound:g}", lambda seed, order, bound=bound: replay_ours(order, questions, vectors, parameters, bound, seed))
             for bound in (0.01, 0.02, 0.05)
         ]
-        rules += [("one threshold", f"cosine {t:g}", lambda _, order, t=t: replay_static(order, vectors, t)) for t in STATIC]  # type: ignore[misc]
-        rules += [("LangChain MongoDB rule", s, lambda _, order, t=t: replay_static(order, vectors, t)) for s, t in LANGCHAIN.items()]  # type: ignore[misc]
+        rules += [("one threshold", f"cosine {t:g}", lambda _, order, t=t: replay_static(order, vectors, t)) for t in STATIC]
+        rules += [("LangChain MongoDB rule", s, lambda _, order, t=t: replay_static(order, vectors, t)) for s, t in LANGCHAIN.items()]
         first: float | None = None
         for name, setting, replay in rules:
             hits = report_stream(
