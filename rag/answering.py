@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from rag.agent import run_agent
+from rag.cached import answer_cached
 from rag.chat import Conversation, stand_alone
 from rag.events import Emit, Event, ignore, stream
 from rag.run import Tools
@@ -16,11 +17,20 @@ from understudy.workspace import Workspace
 
 
 async def answer_question(question: str, tools: Tools, emit: Emit = ignore, conversation: Conversation | None = None) -> Trace:
-    """Answer a question, after a conversation or alone. The trace is kept, and the conversation remembers it."""
+    """Answer a question, after a conversation or alone, from the cache where it may be. The trace is kept, and the conversation remembers it."""
     conversation = conversation or Conversation()
     noted = {"conversation": conversation.digest, "asked": question} if conversation.turns else {}
     asked, steps = await stand_alone(question, conversation, tools, emit)
-    trace = await run_agent(asked, tools, noted, emit, tuple(steps))
+
+    async def run() -> Trace:
+        return await run_agent(asked, tools, noted, emit, tuple(steps))
+
+    if tools.cached:
+        trace = await answer_cached(asked, tools.cached.after(conversation.digest), run)
+        if not trace.steps:  # a hit
+            trace = trace.model_copy(update={"steps": steps, "metadata": {**trace.metadata, **noted}})
+    else:
+        trace = await run()
     await asyncio.to_thread(tools.keep, trace)
     conversation.remember(trace)
     return trace

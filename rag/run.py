@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from rag import prompts
+from rag.cached import Cached
 from rag.events import AnswerWriter, Emit, StepDone, StepStarted
 from rag.prompts import Answer
 from rag.retrieve import Retriever
@@ -45,6 +46,7 @@ class Tools:
     settings: Agent
     calibration: Calibration | None = None
     teacher: Teacher | None = None
+    cached: Cached | None = None  # what stands before the runs of rag.answering
     keep: Callable[[Trace], None] = lambda _: None  # gets every trace that rag.answering ends, whole or not, once
 
     async def __aenter__(self) -> Self:

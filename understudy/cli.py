@@ -30,6 +30,7 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
 MODEL = arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter")
 MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
+NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
 FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
@@ -96,8 +97,13 @@ COMMANDS = [
     ),
     Command("store backup", "every record of the workspace in one file", "storage:store_backup", [arg("file")]),
     Command("store restore", "a backup's records in the workspace's empty store", "storage:store_restore", [arg("file")]),
-    Command("ask", "a cited answer from the documents", "answers:ask", [arg("question"), MODEL, MODE, START]),
-    Command("chat", "a conversation: follow-up questions, answered from the documents; a question a line over a pipe", "chatting:chat", [MODEL, MODE, START]),
+    Command("ask", "a cited answer from the documents", "answers:ask", [arg("question"), MODEL, MODE, START, NO_CACHE]),
+    Command(
+        "chat",
+        "a conversation: follow-up questions, answered from the documents; a question a line over a pipe",
+        "chatting:chat",
+        [MODEL, MODE, START, NO_CACHE],
+    ),
     Command("traces ls", "the newest traces, newest last", "traces:traces_ls", [*FILTERS, arg("--limit", type=int, default=50, help="default: 50")]),
     Command("traces show", "one run as a tree, with passages, quotes and timings", "traces:traces_show", [arg("trace", help="its id, or the beginning of it")]),
     Command(
@@ -114,6 +120,23 @@ COMMANDS = [
             arg("--seed", type=int, default=0),
         ],
     ),
+    Command("cache ls", "the cached answers, and what the cache has saved", "caching:cache_ls"),
+    Command(
+        "cache explain",
+        "why a question would be answered from the cache, or not",
+        "caching:cache_explain",
+        [arg("question"), arg("--model", help="whose answers; default: the newest adapter"), MODE],
+    ),
+    Command(
+        "cache calibrate",
+        "fit the decision on labelled pairs of questions; hits and wrong hits with intervals",
+        "caching:cache_calibrate",
+        [arg("file", help="JSONL rows {a, b, same}"), arg("--dry-run", action="store_true", help="measure what is in force, change nothing")],
+    ),
+    Command(
+        "cache wrong", "say that an answer from the cache was wrong: its entry learns from it", "caching:cache_wrong", [arg("trace", help="of the answer")]
+    ),
+    Command("cache clear", "remove every cached answer", "caching:cache_clear"),
     Command(
         "traces import",
         "experts' answers, or another system's calls, become traces",

@@ -79,6 +79,16 @@ class Agent(Section):
     escalate_below: float = Field(0.5, ge=0, le=1, description="a final score below this is too low")
 
 
+class Cache(Section):
+    """Answers given again (`ask`; an evaluation never uses it)."""
+
+    enabled: bool = Field(True, description="answer from the cache where it may")
+    error_bound: float = Field(0.01, gt=0, lt=0.5, description="the highest probability of a wrong answer at which a semantic hit is allowed")
+    audit: float = Field(0.02, ge=0, le=1, description="share of semantic hits that run anyway, to check the entry")
+    ttl_days: float = Field(30, gt=0, description="how long an answer is kept")
+    max_entries: int = Field(100_000, ge=1, description="entries of one tenant; the least recently used goes first")
+
+
 class Endpoint(Section):
     """An OpenAI-compatible server."""
 
@@ -156,6 +166,7 @@ class Config(Section):
     ingest: Ingest = Ingest()
     retrieval: Retrieval = Retrieval()
     agent: Agent = Agent()
+    cache: Cache = Cache()
     serve: Serve = Serve()
     evaluate: Evaluate = Evaluate()
     redaction: Redaction = Redaction()

@@ -48,7 +48,7 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     if not remote and not args.start and find_engine(workspace) is None:
         require_engine(workspace)
     with nullcontext() if remote else engine_for(workspace, report) as engine:
-        yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode)
+        yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode, not args.no_cache)
 
 
 async def _answer(events: AsyncGenerator[Event, None], tools: Tools, printer: AnswerPrinter) -> Trace:
@@ -147,5 +147,6 @@ def answer_lines(trace: Trace) -> list[str]:
     )
     if not trace.complete:
         caution += f"; cut off: {trace.metadata.get('error', 'the run did not finish')}"
-    lines.append(printable(f"score {score:.2f} by {trace.model}{caution}; trace {trace.id[:12]}"))
+    origin = f", from the cache ({trace.cache})" if trace.cache in ("exact", "semantic") else ""
+    lines.append(printable(f"score {score:.2f} by {trace.model}{origin}{caution}; trace {trace.id[:12]}"))
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)

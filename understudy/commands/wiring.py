@@ -15,6 +15,8 @@ from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from rag.agent import Tools
+    from rag.cache import Scope, SemanticCache
+    from rag.cached import Cached
     from rag.retrieve import Retriever
 
 
@@ -61,8 +63,9 @@ def tools_for(workspace: Workspace, model: Model, retriever: Retriever) -> Tools
     return Tools(ModelClient(model), retriever, workspace.config.agent.model_copy(update={"mode": "agentic"}), calibration)
 
 
-def answering_tools(workspace: Workspace, model: Model, retriever: Retriever, mode: str | None) -> Tools:
-    """What the agent needs to answer people: in the mode asked for or configured, with the configured teacher, every trace kept.
+def answering_tools(workspace: Workspace, model: Model, retriever: Retriever, mode: str | None, may_cache: bool) -> Tools:
+    """What the agent needs to answer people: in the mode asked for or configured, with the configured teacher, every trace kept,
+    and the cache in front where it is enabled.
 
     Raises NotFoundError where the teacher is no configured remote.
     """
@@ -78,4 +81,36 @@ def answering_tools(workspace: Workspace, model: Model, retriever: Retriever, mo
         remote = remote_model(name, workspace.config.remotes[name])
         teacher = Teacher(ModelClient(remote), read_calibration(calibration_folder(workspace, name)))
     settings = settings.model_copy(update={"mode": mode or settings.mode})
-    return replace(tools_for(workspace, model, retriever), settings=settings, teacher=teacher, keep=trace_keeper(workspace))
+    cached = cached_answers(workspace, model.name, retriever, settings.mode) if may_cache and workspace.config.cache.enabled else None
+    return replace(tools_for(workspace, model, retriever), settings=settings, teacher=teacher, cached=cached, keep=trace_keeper(workspace))
+
+
+def cache_scope(workspace: Workspace, name: str, mode: str) -> Scope:
+    """What a model's cached answers depend on besides the question; needs no running engine."""
+    from rag.cache import Scope
+    from rag.prompts import PROMPT_VERSION
+
+    config = workspace.config
+    if name in config.remotes:
+        model = f"{name} {config.remotes[name].model} {config.remotes[name].base_url}"
+    else:
+        model = f"{config.models.base} {resolve_name(workspace, name)}"
+    return Scope(tenant=config.tenant, model=model, prompt_version=PROMPT_VERSION, mode=mode)
+
+
+def open_cache(workspace: Workspace, retriever: Retriever) -> SemanticCache:
+    """The workspace's cache over its live corpus."""
+    from rag.cache import SemanticCache
+    from rag.cache_decision import read_parameters
+
+    return SemanticCache(workspace.store, retriever, workspace.config.cache, read_parameters(workspace.calibrations))
+
+
+def cached_answers(workspace: Workspace, name: str, retriever: Retriever, mode: str) -> Cached:
+    """The workspace's cache as a model is asked through it. What redaction would change is not kept there."""
+    from rag.cached import Cached
+    from rag.redaction import redactor_of
+
+    redactor = redactor_of(workspace.config.redaction)
+    scope, accept_score = cache_scope(workspace, name, mode), workspace.config.agent.accept_score
+    return Cached(open_cache(workspace, retriever), scope, name, accept_score, lambda trace: redactor.trace(trace) == trace)
