@@ -154,7 +154,7 @@ def test_the_least_recently_used_entry_goes(asker: Asker) -> None:
 def test_an_entry_survives_a_new_generation_only_while_retrieval_returns_what_it_cites(asker: Asker) -> None:
     asker.ask()
     kept = asker.retriever
-    asker.retriever = dataclasses.replace(kept, index=dataclasses.replace(kept.index, generation="g2"))
+    asker.retriever = dataclasses.replace(kept, generation="g2")
     assert asker.ask().cache == "exact"
     [entry] = asker.workspace.store.cache_entries("default", asker.scope.digest)
     assert entry.generation == "g2"
@@ -165,7 +165,7 @@ def test_an_entry_survives_a_new_generation_only_while_retrieval_returns_what_it
         def search(self, queries: list[str], k: int | None = None, *_: object) -> list[Passage]:  # type: ignore[override]
             return [passage for passage in kept.search(queries, k) if passage.chunk.id != cited]
 
-    asker.retriever = Elsewhere(dataclasses.replace(kept.index, generation="g3"), kept.embedder, kept.chunks, kept.page_starts, kept.settings, kept.tenant)
+    asker.retriever = Elsewhere(**{f.name: getattr(kept, f.name) for f in dataclasses.fields(kept)} | {"generation": "g3"})
     assert asker.cache.lookup(QUESTION, asker.scope).tier == "miss"
     assert asker.workspace.store.cache_entries("default", asker.scope.digest) == []
 
@@ -222,7 +222,7 @@ def test_the_commands_tell_and_take_corrections(asker: Asker) -> None:
         return command(Namespace(workspace=str(workspace.root), set=[], **arguments)).result
 
     workspace.store.remove_cache_entries([entry.id for entry in workspace.store.cache_entries("default")])
-    asker.scope = cache_scope(workspace, "base")
+    asker.scope = cache_scope(workspace, "base", "agentic")
     asker.ask()
     hit = asker.ask("At what time is the kiln fired?")
     told = run(caching.cache_explain, question="When is the kiln not fired?", model="base")
