@@ -225,13 +225,13 @@ def test_the_commands_tell_and_take_corrections(asker: Asker) -> None:
     asker.scope = cache_scope(workspace, "base", "agentic")
     asker.ask()
     hit = asker.ask("At what time is the kiln fired?")
-    told = run(caching.cache_explain, question="When is the kiln not fired?", model="base")
+    told = run(caching.cache_explain, question="When is the kiln not fired?", model="base", mode=None)
     assert told["decision"] == "miss"
     assert told["candidates"][0]["findings"] == ["negation"]
-    assert run(caching.cache_explain, question="At what time is the kiln fired?", model="base")["decision"] == "semantic"
+    assert run(caching.cache_explain, question="At what time is the kiln fired?", model="base", mode=None)["decision"] == "semantic"
     before = run(caching.cache_ls)["totals"]["wrong_hits"]
     assert run(caching.cache_wrong, trace=hit.id[:12])["removed"] is False
-    assert run(caching.cache_explain, question="At what time is the kiln fired?", model="base")["decision"] == "miss"
+    assert run(caching.cache_explain, question="At what time is the kiln fired?", model="base", mode=None)["decision"] == "miss"
     listed = run(caching.cache_ls)
     assert listed["totals"]["wrong_hits"] == before + 1
     assert listed["entries"][0]["observations"] == 1
