@@ -6,9 +6,7 @@ is part of the embedder's fingerprint, so the vectors of an index and of its que
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +27,7 @@ PROBE = [  # texts of several lengths and kinds, on which bfloat16 has to agree 
     "Order 4711/B was shipped on 3 March 2024 for 1,299.50 euro.",
     "def parse(line): return line.split('=')  # key=value",
     "La réunion a été reportée à la semaine prochaine.",
-    "A provider established outside the Union is caught as soon as it places a system on the Union market. " * 6,
+    "A provider established outside the Union is caught as soon as it places a system on the Union market. " * 2,
 ]
 
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -39,29 +37,25 @@ class Embedder:
     """A sentence-transformers model from a folder; vectors are float32 of unit length."""
 
     def __init__(self, path: Path, precision: Precision = "auto") -> None:
-        from sentence_transformers import SentenceTransformer
-
         files = [f for f in sorted(path.rglob("*")) if f.suffix in (".safetensors", ".json", ".txt") and f.is_file()]
         if not any(f.suffix == ".safetensors" for f in files):
             raise NotFoundError(f"no safetensors weights in {path}", "run `understudy models add all-minilm-l6-v2`")
-        model = SentenceTransformer(str(path), device="cpu", local_files_only=True, trust_remote_code=False)
-        self.precision, self._model = _in_precision(model, precision)
+        self.precision, self._model = _load(path, precision)
         self.fingerprint = digest_of([digest_of_files(files), self.precision])[:16]
         self.tokenizer_file = path / "tokenizer.json"
         self.window = int(self._model.get_max_seq_length() or 512)
         self._splitter = make_splitter(self.tokenizer_file, self.window - 2, 0)
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors [n, dim] of texts that fit the window (questions, windows of chunks); equal texts are embedded once."""
+        """Unit vectors [n, dim] of at least one text that fits the window (questions, windows of chunks); equal texts are embedded once."""
         distinct = list(dict.fromkeys(texts))
         place = {text: row for row, text in enumerate(distinct)}
         return _encode(self._model, distinct)[[place[text] for text in texts]]
 
-    def encode_windows(self, texts: list[str], progress: Callable[[int], None] = lambda _: None) -> list[np.ndarray]:
-        """Unit vectors [windows, dim] of each text; `progress` is told how many texts are done."""
+    def encode_windows(self, texts: list[str]) -> list[np.ndarray]:
+        """Unit vectors [windows, dim] of each of at least one text."""
         windows = [self._splitter.chunks(text) or [text] for text in texts]
         vectors = self.encode([window for group in windows for window in group])
-        progress(len(texts))
         ends = np.cumsum([len(group) for group in windows])
         return np.split(vectors, ends[:-1])
 
@@ -74,17 +68,24 @@ def has_bfloat16() -> bool:
         return False
 
 
-def _in_precision(model: SentenceTransformer, wanted: Precision) -> tuple[str, SentenceTransformer]:
-    """The model as wanted; `auto` is bfloat16 where that is native and agrees with float32 on every probe."""
+def _load(path: Path, wanted: Precision) -> tuple[str, SentenceTransformer]:
+    """The model and its precision; `auto` is bfloat16 where that is native and agrees with float32 on every probe."""
+    from sentence_transformers import SentenceTransformer
+
+    def load() -> SentenceTransformer:
+        return SentenceTransformer(str(path), device="cpu", local_files_only=True, trust_remote_code=False)
+
+    model = load()
     if wanted == "float32" or (wanted == "auto" and not has_bfloat16()):
         return "float32", model
-    rounded = copy.deepcopy(model).bfloat16()
-    if wanted == "auto" and float((_encode(rounded, PROBE) * _encode(model, PROBE)).sum(axis=1).min()) < EQUAL_COSINE:
-        return "float32", model
-    return "bfloat16", rounded
+    exact = _encode(model, PROBE) if wanted == "auto" else None
+    model.bfloat16()
+    if exact is not None and not (_encode(model, PROBE) * exact).sum(axis=1).min() >= EQUAL_COSINE:  # also where it is not a number
+        return "float32", load()  # rounded weights do not come back
+    return "bfloat16", model
 
 
 def _encode(model: SentenceTransformer, texts: list[str]) -> np.ndarray:
-    """Unit vectors [n, dim]; normalised in float32, because a bfloat16 norm is right to three digits only."""
+    """Unit vectors [n, dim] of at least one text; normalised in float32, because a bfloat16 norm is right to three digits only."""
     vectors = model.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False).float().numpy()
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)

@@ -7,6 +7,7 @@ deleted text.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from understudy.errors import NotFoundError, UsageError
 from understudy.files import locked, read_json, write_json
 
 POINTERS = "pointers.json"
+FORMER_POINTERS = "live.json"  # {tenant: generation}, before there were snapshots
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 
@@ -37,8 +39,6 @@ def snapshots(root: Path, tenant: str) -> dict[str, dict[str, Any]]:
 
 def snapshot(root: Path, tenant: str, name: str) -> str:
     """Keep the live generation under a name of its own; returns it. Raises UsageError where the name is taken or no name."""
-    import re
-
     if not re.fullmatch(NAME, name):
         raise UsageError(f"{name!r} is no name for a snapshot", "use small letters, digits, dots and dashes")
     generation = live_generation(root, tenant)
@@ -80,8 +80,7 @@ def warm_file(root: Path, generation: str) -> Path:
 def _read(root: Path) -> dict[str, Any]:
     if (root / POINTERS).exists():
         return dict(read_json(root / POINTERS))
-    former = root / "live.json"  # before snapshots
-    return {"live": dict(read_json(former)) if former.exists() else {}, "snapshots": {}}
+    return {"live": dict(read_json(root / FORMER_POINTERS)) if (root / FORMER_POINTERS).exists() else {}, "snapshots": {}}
 
 
 @contextmanager
@@ -94,6 +93,7 @@ def _changing(root: Path) -> Iterator[dict[str, Any]]:
         if repr(pointers) == before and (root / POINTERS).exists():
             return
         write_json(root / POINTERS, pointers)
+        (root / FORMER_POINTERS).unlink(missing_ok=True)
         used = {*pointers["live"].values(), *(kept["generation"] for names in pointers["snapshots"].values() for kept in names.values())}
         for path in root.iterdir():
             if path.name.startswith(".") or path.name.partition(".")[0] in used:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import faiss
 
 VERSION = 2
-EXACT_UP_TO = 20_000  # windows; beyond, 8-bit codes are searched and the best rescored exactly (docs/benchmarks.md)
+META = "index.json"  # a generation's own account: what made it, and its files' digests
+EXACT_UP_TO = 10_000  # windows; beyond, 8-bit codes are searched and the best rescored exactly (docs/benchmarks.md)
 RESCORED = 4  # windows rescored for each one wanted
 REBUILD = "run `understudy index rebuild`: it makes the index anew from the store"
 
@@ -71,12 +72,15 @@ class Index:
 
     def search_lexical(self, query: str, count: int, allowed: frozenset[str] | None = None) -> list[tuple[str, float]]:
         """See Searcher; the score is BM25's."""
-        tokens, ids = tokenize([query]), self.facts.chunk_ids
-        if not tokens[0]:
+        tokens = tokenize([query])[0]
+        if not tokens:
             return []
-        mask = None if allowed is None else self._selected(allowed)[0]
-        rows, scores = self.lexical.retrieve(tokens, k=min(count, len(ids)), show_progress=False, backend_selection="numpy", weight_mask=mask)
-        return [(ids[row], score) for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
+        scores = self.lexical.get_scores(tokens, weight_mask=None if allowed is None else self._selected(allowed)[0])  # [chunks]
+        places = np.flatnonzero(scores > 0)  # few: choosing among all chunks, most of them tied at 0, takes ten times as long
+        if len(places) > count:
+            places = np.sort(places[np.argpartition(-scores[places], count - 1)[:count]])
+        places = places[np.argsort(scores[places], kind="stable")[::-1]]  # of equals the later one first, as bm25s has it
+        return [(self.facts.chunk_ids[place], score) for place, score in zip(places.tolist(), scores[places].tolist(), strict=True)]
 
     def _nearest(self, vector: np.ndarray, windows: int, allowed: frozenset[str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows and cosines of at most so many windows, best first."""
@@ -132,14 +136,14 @@ def build_index(root: Path, documents: list[Document], chunks: list[Chunk], vect
         _write_lexical(scratch, chunks)
         files = {str(f.relative_to(scratch)): digest_of_file(f) for f in sorted(scratch.rglob("*")) if f.is_file()}
         meta = {"version": VERSION, "generation": generation, "embedder": embedder, "chunker": chunker, "chunks": len(chunks), "documents": len(kept)}
-        write_json(scratch / "index.json", {**meta, "files": files})
+        write_json(scratch / META, _sealed({**meta, "files": files}))
     return generation
 
 
 def read_meta(root: Path, generation: str) -> dict[str, Any]:
     """A generation's own account: version, embedder, chunker, counts. Raises StorageError where it is missing, damaged or of another version."""
     try:
-        meta = dict(read_json(root / generation / "index.json"))
+        meta = dict(read_json(root / generation / META))
     except (NotFoundError, StorageError) as error:
         raise StorageError(f"the index {generation} is missing or damaged", REBUILD) from error
     if meta.get("version") != VERSION:
@@ -178,6 +182,12 @@ def indexed_chunks(root: Path, generation: str, documents: dict[str, Document]) 
     return [Chunk.model_validate(row | {"text": documents[row["document_id"]].text[row["start"] : row["end"]]}) for row in rows]
 
 
+def vectors_by_chunk(index: Index) -> dict[str, np.ndarray]:
+    """The vectors [windows, dim] of each chunk of an index."""
+    ends = np.searchsorted(index.owners, np.arange(len(index.facts.chunk_ids) + 1))
+    return {chunk_id: index.vectors[ends[place] : ends[place + 1]] for place, chunk_id in enumerate(index.facts.chunk_ids)}
+
+
 def _write_dense(folder: Path, stacked: np.ndarray) -> None:
     import faiss
 
@@ -192,14 +202,20 @@ def _write_dense(folder: Path, stacked: np.ndarray) -> None:
 def _write_lexical(folder: Path, chunks: list[Chunk]) -> None:
     import bm25s
 
-    lexical = bm25s.BM25()
-    lexical.index(tokenize(chunk.text for chunk in chunks), show_progress=False)
+    lexical, words = bm25s.BM25(), tokenize(chunk.text for chunk in chunks)
+    lexical.index(words if any(words) else [[""]] * len(words), show_progress=False)  # bm25s cannot index stop words alone
     lexical.save(str(folder / "bm25"))
+
+
+def _sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """The account with the digest of all the rest of it."""
+    rest = {key: value for key, value in meta.items() if key != "digest"}
+    return rest | {"digest": digest_of(rest)}
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        files = read_json(folder / "index.json")["files"]
-        return all(digest_of_file(folder / name) == digest for name, digest in files.items())
+        meta = read_json(folder / META)
+        return bool(_sealed(meta) == meta) and all(digest_of_file(folder / name) == digest for name, digest in meta["files"].items())
     except (NotFoundError, StorageError, OSError, KeyError):
         return False

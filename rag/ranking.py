@@ -89,7 +89,8 @@ def diversify(candidates: list[Candidate], vectors: dict[str, np.ndarray], relev
     """`count` candidates by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998), in the order chosen.
 
     Each choice maximises relevance · score / best score - (1 - relevance) · largest cosine to a chosen one; `vectors` holds
-    unit vectors [windows, dim] by chunk id, and two chunks are as near as their nearest windows. Ties go to the higher score.
+    unit vectors [windows, dim] by chunk id, and two chunks are as near as their nearest windows; one without vectors is
+    near to nothing. Ties go to the higher score.
     """
     if not candidates:
         return []
@@ -100,8 +101,11 @@ def diversify(candidates: list[Candidate], vectors: dict[str, np.ndarray], relev
         best = max(left, key=lambda i: (relevance * candidates[i].score / top - (1 - relevance) * nearness[i], -i))
         left.remove(best)
         chosen.append(replace(candidates[best], novelty_penalty=(1 - relevance) * nearness[best]))
+        own = vectors.get(candidates[best].chunk_id)
         for i in left:
-            nearness[i] = max(nearness[i], float((vectors[candidates[i].chunk_id] @ vectors[candidates[best].chunk_id].T).max()))
+            other = vectors.get(candidates[i].chunk_id)
+            if own is not None and other is not None:
+                nearness[i] = max(nearness[i], float((other @ own.T).max()))
     return chosen
 
 

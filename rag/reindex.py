@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
 from rag.chunk import Chunker
 from rag.embed import BATCH, Embedder
 from rag.generations import live_generation, make_live, replace_snapshot, snapshots
-from rag.index import Index, build_index, indexed_chunks, open_index, read_meta
+from rag.index import Index, build_index, indexed_chunks, open_index, read_meta, vectors_by_chunk
 from understudy.digests import digest_of_file
 from understudy.errors import NotFoundError, StorageError
 from understudy.models import model_path
@@ -58,8 +56,10 @@ def reindex(workspace: Workspace, embedder: Embedder, progress: Callable[[str, i
     chunker = make_chunker(workspace, embedder)
     key, embedded = chunker_key(chunker, embedder), 0
     while True:
-        obsolete = _rechunk(workspace, chunker, key, progress)
-        chunks = [chunk for chunk in store.chunks(tenant) if chunk.id not in obsolete]
+        chunks = store.chunks(tenant)
+        obsolete = _rechunk(workspace, chunks, chunker, key, progress)
+        if obsolete:
+            chunks = [chunk for chunk in store.chunks(tenant) if chunk.id not in obsolete]
         embedded += embed_missing(workspace, embedder, chunks, progress)
         vectors = store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
         chunks = [chunk for chunk in chunks if chunk.id in vectors]  # a document removed meanwhile is gone
@@ -103,7 +103,7 @@ def embed_missing(workspace: Workspace, embedder: Embedder, chunks: list[Chunk],
 def restore_snapshot(workspace: Workspace, embedder: Embedder, name: str, progress: Callable[[str, int], Progress]) -> dict[str, object]:
     """Make a snapshot live, without documents that were removed since. The next ingest indexes every document again, as configured.
 
-    Raises NotFoundError, or StorageError where it is of another embedder or damaged.
+    Raises NotFoundError, or StorageError where it was made with another embedder or chunker.
     """
     store, root, tenant = workspace.store, workspace.index, workspace.config.tenant
     prune_snapshots(workspace, progress)
@@ -111,22 +111,25 @@ def restore_snapshot(workspace: Workspace, embedder: Embedder, name: str, progre
     if name not in kept:
         raise NotFoundError(f"no snapshot {name}", "`understudy index ls` lists them; one whose documents are all gone is gone too")
     generation = str(kept[name]["generation"])
-    meta = read_meta(root, generation)
-    if meta["embedder"] != embedder.fingerprint:
+    index = open_index(root, generation)
+    if index.embedder != embedder.fingerprint:
         raise StorageError(f"the snapshot {name} was made with another embedding model", "set models.embedder to that one, or run `understudy index rebuild`")
+    if index.chunker != chunker_key(make_chunker(workspace, embedder), embedder):
+        raise StorageError(f"the snapshot {name} was made with other chunk settings ({index.chunker})", "set ingest.* back to those first")
     chunks = indexed_chunks(root, generation, {document.id: document for document in store.documents(tenant)})
     store.add_chunks(chunks)
+    store.put_embeddings(embedder.fingerprint, vectors_by_chunk(index))
     make_live(root, tenant, generation)
     return {"snapshot": name, "generation": generation, "chunks": len(chunks)}
 
 
-def _rechunk(workspace: Workspace, chunker: Chunker, key: str, progress: Callable[[str, int], Progress]) -> set[str]:
+def _rechunk(workspace: Workspace, there: list[Chunk], chunker: Chunker, key: str, progress: Callable[[str, int], Progress]) -> set[str]:
     """Add this chunker's chunks of documents that another cut; returns the ids of the other's, to be removed after the switch.
 
     Another chunker is known by the live index, or by two chunks in one place, which an interrupted run leaves.
     """
     store, tenant = workspace.store, workspace.config.tenant
-    chunks = {document_id: list(group) for document_id, group in groupby(store.chunks(tenant), key=lambda chunk: chunk.document_id)}
+    chunks = {document_id: list(group) for document_id, group in groupby(there, key=lambda chunk: chunk.document_id)}
     everything = _live_chunker(workspace) not in (None, key)
     suspects = {document_id for document_id, own in chunks.items() if everything or len({chunk.ordinal for chunk in own}) < len(own)}
     obsolete: set[str] = set()
@@ -134,19 +137,21 @@ def _rechunk(workspace: Workspace, chunker: Chunker, key: str, progress: Callabl
         for document in store.documents(tenant) if suspects else []:
             if document.id in suspects:
                 wanted = {chunk.id: chunk for chunk in chunker.chunks(document)}
-                there = {chunk.id for chunk in chunks[document.id]}
-                store.add_chunks([chunk for chunk_id, chunk in wanted.items() if chunk_id not in there])
-                obsolete |= there - wanted.keys()
+                present = {chunk.id for chunk in chunks[document.id]}
+                store.add_chunks([chunk for chunk_id, chunk in wanted.items() if chunk_id not in present])
+                obsolete |= present - wanted.keys()
                 bar.advance()
     return obsolete
 
 
 def _live_chunker(workspace: Workspace) -> str | None:
-    """The live index's chunker; None where there is no index to ask."""
+    """The live index's chunker; None where nothing is indexed yet, "" where the index cannot say."""
     try:
         return str(read_meta(workspace.index, live_generation(workspace.index, workspace.config.tenant))["chunker"])
-    except (NotFoundError, StorageError):
+    except NotFoundError:
         return None
+    except StorageError:
+        return ""
 
 
 def prune_snapshots(workspace: Workspace, progress: Callable[[str, int], Progress]) -> None:
@@ -168,6 +173,4 @@ def prune_snapshots(workspace: Workspace, progress: Callable[[str, int], Progres
 def _without_missing(workspace: Workspace, index: Index, documents: dict[str, Document]) -> str | None:
     """A generation like this index with these documents alone; None where none of its own is left."""
     chunks = indexed_chunks(workspace.index, index.generation, documents)
-    ends = np.searchsorted(index.owners, np.arange(len(index.facts.chunk_ids) + 1))
-    vectors = {chunk_id: index.vectors[ends[place] : ends[place + 1]] for place, chunk_id in enumerate(index.facts.chunk_ids)}
-    return build_index(workspace.index, list(documents.values()), chunks, vectors, index.embedder, index.chunker) if chunks else None
+    return build_index(workspace.index, list(documents.values()), chunks, vectors_by_chunk(index), index.embedder, index.chunker) if chunks else None

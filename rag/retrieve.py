@@ -85,19 +85,21 @@ class Retriever:
             return []
         allowed, excluded = self._allow(tuple(where)), frozenset(exclude)
         ranked = [candidate for candidate in self._ranked(queries, allowed) if candidate.chunk_id not in excluded]
-        most = k or self.settings.k_max or self.settings.k
-        chosen = self._choose(queries[0], ranked, most)
-        if k is None and self.settings.k_min and self.settings.k_max:
-            chosen = chosen[: count_by_gap([candidate.score for candidate, _ in chosen], self.settings.k_min, self.settings.k_max)]
+        least, most = (self.settings.k_min, self.settings.k_max) if k is None else (None, None)
+        if least and most:
+            chosen = self._choose(queries[0], ranked, most + 1)  # the gap after the last needs one more
+            chosen = chosen[: count_by_gap([candidate.score for candidate, _ in chosen], least, most)]
+        else:
+            chosen = self._choose(queries[0], ranked, k or self.settings.k)
         return [
             Explained(Passage(chunk=chunk, scores=candidate.scores, rank=rank), candidate, len(ranked), None if allowed is None else len(allowed))
-            for rank, (candidate, chunk) in enumerate(chosen[:most], 1)
+            for rank, (candidate, chunk) in enumerate(chosen, 1)
         ]
 
-    def _choose(self, question: str, ranked: list[Candidate], most: int) -> list[tuple[Candidate, Chunk]]:
-        """The best candidates with their chunks, one more than `most` where there is one: the gap after the last needs it."""
+    def _choose(self, question: str, ranked: list[Candidate], count: int) -> list[tuple[Candidate, Chunk]]:
+        """The best candidates with their chunks, re-ranked and diversified where the settings say so."""
         if self.reranker is None and self.settings.mmr is None:
-            return self._existing(ranked, most + 1)
+            return self._existing(ranked, count)
         there = self._existing(ranked, len(ranked))
         chunks = {candidate.chunk_id: chunk for candidate, chunk in there}
         candidates = [candidate for candidate, _ in there]
@@ -106,8 +108,8 @@ class Retriever:
             candidates = by_score([replace(candidate, reranked=score) for candidate, score in zip(candidates, scores, strict=True)])
         if self.settings.mmr is not None:
             vectors = self.store.embeddings(self.embedder.fingerprint, chunks)
-            candidates = diversify([c for c in candidates if c.chunk_id in vectors], vectors, self.settings.mmr, most + 1)
-        return [(candidate, chunks[candidate.chunk_id]) for candidate in candidates[: most + 1]]
+            candidates = diversify(candidates, vectors, self.settings.mmr, count)
+        return [(candidate, chunks[candidate.chunk_id]) for candidate in candidates[:count]]
 
     def _existing(self, ranked: list[Candidate], count: int) -> list[tuple[Candidate, Chunk]]:
         """The first `count` candidates that the store still has, of this tenant."""
@@ -127,11 +129,15 @@ class Retriever:
         if ranked is None:
             rankings: list[tuple[str, Kind, list[tuple[str, float]]]] = []
             for query, vector in zip(queries, self.embed(queries), strict=True):
-                rankings.append((query, "dense", self.searcher.search_dense(vector, self.settings.candidates, allowed)))
-                rankings.append((query, "lexical", self.searcher.search_lexical(query, self.settings.candidates, allowed)))
+                rankings.append((query, "dense", self._known(self.searcher.search_dense(vector, self.settings.candidates, allowed))))
+                rankings.append((query, "lexical", self._known(self.searcher.search_lexical(query, self.settings.candidates, allowed))))
             ranked = by_score([self._weighted(candidate) for candidate in fuse(rankings, self.settings.rrf_k)])
             self._rankings.put(key, ranked)
         return ranked
+
+    def _known(self, found: list[tuple[str, float]]) -> list[tuple[str, float]]:
+        """Without chunks of another generation, which a database that is being written to may find."""
+        return [(chunk_id, score) for chunk_id, score in found if chunk_id in self.facts.place]
 
     def _weighted(self, candidate: Candidate) -> Candidate:
         document = self.facts.document(candidate.chunk_id)

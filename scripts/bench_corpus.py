@@ -19,7 +19,7 @@ from rag.embed import Embedder
 BENCH = Path(".bench")
 MODEL = Path("workspace/models/all-minilm-l6-v2")
 SAMPLE = Path("samples/ai-governance")
-EMBEDDED = 24_000
+EMBEDDED = 8_000
 WORDS = (14, 90)  # of a documentation paragraph
 
 
@@ -43,6 +43,23 @@ def sample_questions() -> list[dict[str, object]]:
     """The sample's train and calibration questions; the held-out ones are for reporting alone."""
     files = (SAMPLE / "questions" / f"{name}.jsonl" for name in ("train", "calibration"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def gold(questions: list[dict[str, object]], chunks: list[dict[str, str]]) -> tuple[list[str], list[set[int]]]:
+    """The questions whose quotes stand in chunks, and for each the places of the chunks of its documents that hold a quote, whole or its larger half."""
+    asked, golds = [], []
+    for row in questions:
+        documents = row.get("documents") or [row.get("document")]
+        own: set[int] = set()
+        for quote in row.get("quotes") or []:
+            words = str(quote).split()
+            halves = [" ".join(words), " ".join(words[: len(words) * 2 // 3]), " ".join(words[len(words) // 3 :])]
+            inside = [(i, " ".join(c["text"].split())) for i, c in enumerate(chunks) if c["document"] in documents]
+            own |= next((found for part in halves if (found := {i for i, text in inside if part in text})), set())
+        if own:
+            asked.append(str(row["question"]))
+            golds.append(own)
+    return asked, golds
 
 
 def corpus(count: int) -> tuple[list[str], np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,15 +17,16 @@ from rag.validation import SIGNALS
 from understudy.client import Model, ModelClient
 from understudy.config import Agent, Retrieval
 from understudy.records import Question, Step, Trace
+from understudy.store.sqlite import SqliteStore
 
 Run = tuple[Trace, Question]
 SIGNALS_MADE = st.fixed_dictionaries(dict.fromkeys(SIGNALS, st.integers(-3, 3).map(float)))
 
 
 @pytest.fixture
-def tools() -> Tools:
+def tools(tmp_path: Path) -> Tools:
     """An agent's tools, of which a fit reads only the model's name and the chunks."""
-    retriever = Retriever(None, None, {}, {}, Retrieval(), "default")  # type: ignore[arg-type]
+    retriever = Retriever("g", None, None, None, SqliteStore(tmp_path / "store.db"), Retrieval(), "default")  # type: ignore[arg-type]
     return Tools(ModelClient(Model("tiny@0123", "m", "http://127.0.0.1:1/v1")), retriever, Agent())
 
 

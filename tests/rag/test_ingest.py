@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rag.chunk import Chunker
-from rag.index import live_generation, open_index
+from rag.generations import live_generation
+from rag.index import open_index
 from rag.ingest import ingest, remove_documents
 from rag.load import find_files, join_pages, load_document
 from rag.parse import unwrap, without_running_lines
-from rag.retrieve import fuse, open_retriever
+from rag.retrieve import open_retriever
 from tests.conftest import SAMPLE
 from understudy.config import Ingest
 from understudy.errors import DocumentError, NotFoundError, StorageError
@@ -144,21 +145,13 @@ def test_a_damaged_index_is_found_at_opening_and_rebuilt(corpus_workspace: Works
     (tmp_path / "a.txt").write_text("A note on copper kettles and their care.")
     run(corpus_workspace, tmp_path / "a.txt")
     generation = live_generation(corpus_workspace.index, "default")
-    target = corpus_workspace.index / generation / "dense.faiss"
+    target = corpus_workspace.index / generation / "vectors.npy"
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 1
     target.write_bytes(bytes(content))
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(StorageError, match="damaged") as caught:
         open_index(corpus_workspace.index, generation)
+    assert "index rebuild" in caught.value.remedy
     run(corpus_workspace, tmp_path / "a.txt")
     assert open_retriever(corpus_workspace).search(["copper kettles"], 1)
     shutil.rmtree(corpus_workspace.index)
-
-
-@given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True), max_size=4))
-def test_fusion_ranks_what_all_rankings_agree_on_first(rankings: list[list[str]]) -> None:
-    scores = fuse(rankings, 60)
-    assert set(scores) == {item for ranking in rankings for item in ranking}
-    assert list(scores.values()) == sorted(scores.values(), reverse=True)
-    if rankings and rankings[0] and all(r[:1] == rankings[0][:1] for r in rankings):
-        assert next(iter(scores)) == rankings[0][0]
