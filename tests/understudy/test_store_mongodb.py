@@ -261,7 +261,7 @@ def test_the_server_may_be_killed_and_come_back(
     old, new = pair
     monkeypatch.setattr(mongodb_traces, "PAGE", 3)
     server = make_server("--sync-on-commit")
-    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=1500", tmp_path)  # longer than the half second between a driver's looks
+    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=3000", tmp_path)  # longer than the half second between a driver's looks
     _prepare(store, old)
     for number in range(8):
         store.put_trace(make_trace(f"question {number}?", None, None, "", [], id=f"{number:04x}", created_at=1.0))
