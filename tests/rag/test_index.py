@@ -60,6 +60,14 @@ def test_lexical_search_looks_only_at_what_is_allowed(opened: Index) -> None:
     assert index.search_lexical("the of", 5) == index.search_lexical("unheard", 5) == index.search_lexical("kind3", 5, frozenset()) == []
 
 
+def test_lexical_search_finds_what_bm25s_finds(opened: Index) -> None:
+    for query in ("kind3 number3", "passage number7 kind5", "number1 number2 number4"):
+        _, scores = opened.lexical.retrieve(rag.index.tokenize([query]), k=20, show_progress=False)
+        found = opened.search_lexical(query, 20)
+        assert [score for _, score in found] == [score for score in scores[0].tolist() if score > 0]
+        assert len({chunk_id for chunk_id, _ in found}) == len(found)
+
+
 def test_a_long_chunk_does_not_crowd_out_the_others(tmp_path: Path, make_document: Callable[..., tuple[Document, list[Chunk]]]) -> None:
     document, chunks = make_document("d.txt", ["long", "short", "other"])
     vectors = {chunk.id: np.eye(4, dtype=np.float32)[[i]] for i, chunk in enumerate(chunks)}

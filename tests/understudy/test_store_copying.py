@@ -123,6 +123,7 @@ def test_a_changed_record_changes_its_digest_alone(source: Store) -> None:
 
 def test_a_backup_restores_everything_into_either_store(source: Store, store_url: str, tmp_path: Path) -> None:
     digests = back_up(source, tmp_path / "b.zip", Progress)
+    (tmp_path / "other").mkdir()
     with pytest.raises(UsageError, match="there already"):
         back_up(source, tmp_path / "b.zip", Progress)
     assert restore(tmp_path / "b.zip", store_url, tmp_path / "other", Progress) == digests == digest_store(source, Progress)
@@ -153,7 +154,7 @@ def _flip(path: Path, place: int) -> None:
     [
         lambda path: path.write_bytes(path.read_bytes()[:-200]),
         lambda path: path.write_bytes(b""),
-        lambda path: _flip(path, path.stat().st_size // 2),
+        *(lambda path, part=part: _flip(path, int(path.stat().st_size * part)) for part in (0.2, 0.4, 0.6, 0.8)),
         lambda path: _rewrite(path, "manifest.json", lambda text: text.replace(b'"count": 6', b'"count": 7')),
         lambda path: _rewrite(path, "store.db", lambda text: text[:-4096]),
     ],

@@ -37,6 +37,20 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
+    """A server of a test's own, with an option; it ends with the test, however that ends."""
+    made: list[Server] = []
+
+    def make(option: str) -> Server:
+        made.append(Server(tmp_path, option))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
 def pair(make_document: Maker) -> tuple[Pair, Pair]:
     """A document of three chunks, and one of two that replaces it."""
     return make_document("a.txt", ["old one", "old two", "old three"]), make_document("a.txt", ["new one", "new two"])
@@ -242,12 +256,12 @@ def test_a_commit_whose_answer_is_lost_does_not_undo_the_one_after_it(standalone
 
 @pytest.mark.slow
 def test_the_server_may_be_killed_and_come_back(
-    tmp_path: Path, pair: tuple[Pair, Pair], make_trace: Callable[..., Trace], monkeypatch: pytest.MonkeyPatch
+    make_server: Callable[[str], Server], tmp_path: Path, pair: tuple[Pair, Pair], make_trace: Callable[..., Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = pair
     monkeypatch.setattr(mongodb_traces, "PAGE", 3)
-    server = Server(tmp_path, "--sync-on-commit")
-    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=1500", tmp_path)  # longer than the half second between a driver's looks
+    server = make_server("--sync-on-commit")
+    store = open_store(f"{server.url}/db?serverSelectionTimeoutMS=3000", tmp_path)  # longer than the half second between a driver's looks
     _prepare(store, old)
     for number in range(8):
         store.put_trace(make_trace(f"question {number}?", None, None, "", [], id=f"{number:04x}", created_at=1.0))
@@ -266,11 +280,10 @@ def test_the_server_may_be_killed_and_come_back(
     assert store.add_document(*new)
     assert store.chunks() == new[1]
     store.close()
-    server.kill()
 
 
-def test_no_password_is_ever_shown(tmp_path: Path) -> None:
-    server = Server(tmp_path, "--auth")
+def test_no_password_is_ever_shown(make_server: Callable[[str], Server], tmp_path: Path) -> None:
+    server = make_server("--auth")
     with pytest.raises(StorageError) as caught:
         open_store(f"mongodb://someone:hunter2@127.0.0.1:{server.port}/db", tmp_path)
     server.kill()

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def restore(path: Path, url: str, root: Path, progress: Callable[[str, int], Pro
     """
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist", "check the path")
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".restore.", dir=root) as folder:
+    resolved = resolve_url(url)
+    place = root / resolved.removeprefix("sqlite:///") if resolved.startswith("sqlite:") else None
+    with tempfile.TemporaryDirectory(prefix=".restore.", dir=place.parent if place else root) as folder:
         scratch = Path(folder)
         expected = _unpack(path, scratch)
         unpacked = open_store(f"sqlite:///{RECORDS}", scratch)
@@ -66,7 +68,7 @@ def restore(path: Path, url: str, root: Path, progress: Callable[[str, int], Pro
                 raise StorageError(f"{path} does not hold the records that its manifest names", "take another backup")
             target = open_store(url, root)
             try:
-                if not resolve_url(url).startswith("sqlite:"):
+                if place is None:
                     return copy_store(unpacked, target, progress)
                 if target.tenants():
                     raise UsageError("the store holds records already", "restore into an empty store: name another with --set store=…")
@@ -75,7 +77,6 @@ def restore(path: Path, url: str, root: Path, progress: Callable[[str, int], Pro
         finally:
             unpacked.close()
         sync_file(scratch / RECORDS)
-        place = root / resolve_url(url).removeprefix("sqlite:///")
         if place.with_name(f"{place.name}-wal").exists():
             raise StorageError(f"another process uses {place.name}", "end it, then run the command again")
         (scratch / RECORDS).replace(place)
@@ -93,6 +94,6 @@ def _unpack(path: Path, folder: Path) -> dict[str, dict[str, object]]:
         digests: dict[str, dict[str, object]] = manifest["collections"]
         if manifest["schema_version"] == SCHEMA_VERSION and digest_of_file(folder / RECORDS) == manifest["sha256"]:
             return digests
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
         raise StorageError(f"{path} is not a whole backup: {error}", "take another backup") from error
     raise StorageError(f"{path} is damaged, or of another version", "take another backup")

@@ -54,6 +54,8 @@ def _create(database: Mongo) -> None:
     index("chunks", "tenant")
     index("embeddings", "fingerprint", "chunk_id")
     index("embeddings", "document_id")
+    index("chunks", "generations", sparse=True)  # marked only where the server's search nodes are used
+    index("embeddings", "generations", sparse=True)
     index("traces", "tenant", "created_at", "_id")
     index("cache", "tenant", "scope", "created_at", "_id")
     index("cache", "tenant", "used_at", "_id")

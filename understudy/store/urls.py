@@ -25,7 +25,8 @@ def resolve_url(url: str) -> str:
 
 def has_secret(url: str) -> bool:
     """Whether a URL carries a user's name or password, or options that may be secrets themselves."""
-    return not url.startswith(PLAIN) and ("@" in url or "password" in url.lower() or "authmechanismproperties" in url.lower())
+    options = url.partition("?")[2].lower()
+    return not url.startswith(PLAIN) and ("@" in url or "password" in options or "authmechanismproperties" in options)
 
 
 def shown_url(url: str) -> str:
