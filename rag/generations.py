@@ -51,12 +51,12 @@ def snapshot(root: Path, tenant: str, name: str) -> str:
 
 
 def replace_snapshot(root: Path, tenant: str, name: str, generation: str | None) -> None:
-    """Point a snapshot at another generation, or drop it."""
+    """Point a snapshot at another generation whose folder is there, or drop it."""
     with _changing(root) as pointers:
         kept = pointers["snapshots"].get(tenant, {})
         if generation is None:
             kept.pop(name, None)
-        elif name in kept:
+        elif name in kept and (root / generation).is_dir():
             kept[name]["generation"] = generation
 
 

@@ -62,10 +62,12 @@ def reindex(workspace: Workspace, embedder: Embedder, progress: Callable[[str, i
             chunks = [chunk for chunk in store.chunks(tenant) if chunk.id not in obsolete]
         embedded += embed_missing(workspace, embedder, chunks, progress)
         vectors = store.embeddings(embedder.fingerprint, (chunk.id for chunk in chunks))
-        chunks = [chunk for chunk in chunks if chunk.id in vectors]  # a document removed meanwhile is gone
+        documents = store.documents(tenant)
+        there = {document.id for document in documents}
+        chunks = [chunk for chunk in chunks if chunk.id in vectors and chunk.document_id in there]  # a document removed meanwhile is gone
         indexed = {chunk.id for chunk in chunks}
         prune_snapshots(workspace, progress)
-        generation = build_index(root, store.documents(tenant), chunks, vectors, embedder.fingerprint, key) if chunks else None
+        generation = build_index(root, documents, chunks, vectors, embedder.fingerprint, key) if chunks else None
 
         def unchanged(indexed: set[str] = indexed, obsolete: set[str] = obsolete) -> bool:
             return {chunk.id for chunk in store.chunks(tenant)} - obsolete == indexed
@@ -89,7 +91,8 @@ def embed_missing(workspace: Workspace, embedder: Embedder, chunks: list[Chunk],
     known = {chunk.text: chunk.id for chunk in chunks if chunk.id in present and chunk.text in missing}
     if known:
         vectors = store.embeddings(fingerprint, known.values())
-        store.put_embeddings(fingerprint, {chunk_id: vectors[known[text]] for text in known for chunk_id in missing.pop(text)})
+        copies = {chunk_id: vectors[there] for text, there in known.items() if there in vectors for chunk_id in missing.pop(text)}
+        store.put_embeddings(fingerprint, copies)
     texts = sorted(missing, key=len, reverse=True)
     with progress("embedding", len(texts)) as bar:
         for start in range(0, len(texts), AT_ONCE):
