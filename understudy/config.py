@@ -45,7 +45,7 @@ class Retrieval(Section):
     k: int = Field(2, ge=1, le=50, description="passages shown to the model")
     candidates: int = Field(20, ge=1, le=1000, description="taken from each ranking before fusion")
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
-    stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="passages of documents outside their validity dates")
+    stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="documents before valid_from or from valid_until on")
 
 
 class Agent(Section):
