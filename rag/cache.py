@@ -195,6 +195,8 @@ class SemanticCache:
         """The scope's index, with what any process has added up to REFRESH_SECONDS ago."""
         key, now = scope.digest, self._clock()
         index, refreshed = self._indexes.pop(key, (VectorIndex(), float("-inf")))
+        if index.rows > 2 * self.settings.max_entries:  # evicted entries are not taken out one by one
+            index, refreshed = VectorIndex(), float("-inf")
         if now - refreshed >= REFRESH_SECONDS:
             index.add(*self.store.cache_vectors(scope.tenant, key, self.retriever.embedder.fingerprint, since=max(0.0, refreshed - OVERLAP_SECONDS)))
             refreshed = now

@@ -38,7 +38,7 @@ class Reading:
 
     kind: str  # who, where, why, when, how, what; or "polar": to be answered by yes or no
     negated: bool
-    numbers: Counter[str]
+    numbers: Counter[str]  # with their units
     dates: frozenset[str]
     units: frozenset[str]
     names: frozenset[str]
@@ -82,9 +82,10 @@ def read_question(question: str) -> Reading:
     for tokens in clauses:
         inside: list[tuple[str, str]] = []
         preposition = ""
-        for before, token in zip(["", *tokens], tokens, strict=False):
+        for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
             if _is_number(token, before):
-                numbers[NUMBERS.get(token, token)] += 1
+                unit = f" {_STEMMER.stemWord(after)}" if after in UNITS else ""  # 2 days and 3 weeks are not 3 days and 2 weeks
+                numbers[NUMBERS.get(token, token) + unit] += 1
             elif token not in NEGATIONS and (marked := [(name, values[token]) for name, values in MARKERS.items() if token in values]):
                 for name, value in marked:
                     markers[name].add(value)
@@ -133,7 +134,7 @@ def _different_facts(a: Reading, b: Reading) -> list[str]:
         found.append(f"question: {' '.join(sorted(asks_a))} / {' '.join(sorted(asks_b))}")
     if a.negated != b.negated:
         found.append("negation")
-    for label, left, right in (("number", set(a.numbers), set(b.numbers)), ("date", a.dates, b.dates), ("unit", a.units, b.units)):
+    for label, left, right in (("number", a.numbers.keys(), b.numbers.keys()), ("date", a.dates, b.dates), ("unit", a.units, b.units)):
         if left != right:
             found.append(f"{label}: {_listed(left - right)} / {_listed(right - left)}")
     strangers = {name for mine, other in ((a, b), (b, a)) for name in mine.names if concept_of(name) not in map(concept_of, other.words)}

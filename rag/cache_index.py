@@ -27,8 +27,10 @@ class VectorIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, entry_id: str) -> bool:
-        return entry_id in self._rows
+    @property
+    def rows(self) -> int:
+        """Vectors in memory, those of forgotten entries included."""
+        return len(self._ids)
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Append the entries that are not there yet; vectors are float32 [n, dim] of unit length."""

@@ -151,6 +151,17 @@ def test_the_least_recently_used_entry_goes(asker: Asker) -> None:
     assert [entry.question for entry in asker.workspace.store.cache_entries("small")] == ["Is the kiln fired on Tuesdays?"]
 
 
+def test_a_process_that_runs_long_forgets_what_was_evicted(asker: Asker) -> None:
+    asker.scope, asker.settings = dataclasses.replace(asker.scope, tenant="long"), Cache(max_entries=1)
+    cache = asker.cache
+    for number in range(6):
+        trace = asker.ask(f"Is kiln {number} fired on Tuesdays?")
+        cache.keep(trace, asker.scope, cache.lookup(f"Is kiln {number} of the school fired on Tuesdays?", asker.scope), 0.5, 1.0)
+        asker.now += 2
+    index, _ = cache._indexes[asker.scope.digest]
+    assert index.rows <= 3
+
+
 def test_an_entry_survives_a_new_generation_only_while_retrieval_returns_what_it_cites(asker: Asker) -> None:
     asker.ask()
     kept = asker.retriever

@@ -13,6 +13,7 @@ NEAR_MISSES = [
     ("negation", "Are models with a bias report released?", "Are models without a bias report released?"),
     ("number", "Who approves budgets over 5000 euro?", "Who approves budgets over 50,000 euro?"),
     ("number", "What happens on the second warning?", "What happens on the third warning?"),
+    ("number", "Is it 2 days of notice after 3 weeks?", "Is it 3 days of notice after 2 weeks?"),
     ("date", "When is the report due in March?", "When is the report due in May?"),
     ("date", "Is the desk open on Mondays?", "Is the desk open on Sunday?"),
     ("unit", "How many weeks are logs kept?", "How many months are logs kept?"),
