@@ -8,6 +8,7 @@ ones, normalised (cosine to v_a about 0.9), so that quantised search meets close
 from __future__ import annotations
 
 import json
+import os
 import re
 import sysconfig
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from rag.embed import Embedder
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it, for peers in this process too
 BENCH = Path(".bench")
 MODEL = Path("workspace/models/all-minilm-l6-v2")
 SAMPLE = Path("samples/ai-governance")
