@@ -28,6 +28,17 @@ from understudy.workspace import Workspace, create_workspace, open_workspace
 SETTINGS = "ingest: {parse_processes: 1}\n"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads wait for each other where other work has the cores, and a sentence needs one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Killed(BaseException):
     """What nothing catches, as nothing catches a SIGKILL."""
 
