@@ -10,8 +10,8 @@ from rag.embed import Embedder
 from rag.ingest import ingest, remove_documents
 from rag.load import file_of, has_known_name, in_folder, is_inside
 from rag.metadata import SIDECAR, Metadata
+from rag.reindex import open_embedder
 from understudy.errors import DocumentError, UsageError
-from understudy.models import model_path
 from understudy.progress import Progress
 from understudy.workspace import Workspace
 
@@ -34,7 +34,7 @@ def watch(
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "--watch takes one folder")
-    embedder = Embedder(model_path(workspace, workspace.config.models.embedder))
+    embedder = open_embedder(workspace)
     changes = changes_in(
         folder, debounce=10 * SETTLED_MILLISECONDS, step=SETTLED_MILLISECONDS, stop_event=stop, yield_on_timeout=True, rust_timeout=IDLE_MILLISECONDS
     )
