@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.redaction import SECONDS, redactor_of
+from rag.redaction import redactor_of
 from rag.traces import keep_trace
 from understudy.config import Redaction, load_config
 from understudy.errors import UsageError
@@ -81,9 +80,7 @@ def test_without_patterns_a_trace_is_stored_as_it_is(tmp_path: Path, make_trace:
 
 def test_a_pattern_that_would_never_end_withholds_the_text() -> None:
     redactor = redactor_of(Redaction(patterns={"slow": "(x|xx)+$"}))
-    began = time.monotonic()
     assert redactor.text("x" * 60 + "!") == "[slow: withheld]"
-    assert time.monotonic() - began < 20 * SECONDS
     assert redactor.text("more xx") == "more [slow]"
 
 

