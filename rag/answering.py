@@ -9,7 +9,7 @@ from functools import partial
 from rag.agent import run_agent
 from rag.cached import answer_cached
 from rag.chat import Conversation, stand_alone
-from rag.events import Emit, Event, ignore, stream
+from rag.events import AnswerText, Emit, Event, ignore, stream
 from rag.run import Tools
 from rag.traces import keep_trace
 from understudy.records import Trace
@@ -27,8 +27,9 @@ async def answer_question(question: str, tools: Tools, emit: Emit = ignore, conv
 
     if tools.cached:
         trace = await answer_cached(asked, tools.cached.after(conversation.digest), run)
-        if not trace.steps:  # a hit
+        if trace.cache != "miss":
             trace = trace.model_copy(update={"steps": steps, "metadata": {**trace.metadata, **noted}})
+            emit(AnswerText(trace.answer))
     else:
         trace = await run()
     await asyncio.to_thread(tools.keep, trace)

@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 
 from rag.answering import answer_question, trace_keeper
+from rag.cache import Scope, SemanticCache
+from rag.cache_decision import DEFAULT
+from rag.cached import Cached
 from rag.chat import TURN_CHARACTERS, TURNS, Conversation, asks_nothing_new
-from rag.events import Event, StepDone
+from rag.events import AnswerText, Event, StepDone
 from rag.retrieve import Retriever
 from tests.rag.test_agent import QUESTION, RIGHT, tools_of
 from tests.scripted import Endpoint, drip, status
+from understudy.config import Cache
 from understudy.records import Trace
 from understudy.workspace import Workspace
 
@@ -43,6 +47,25 @@ def test_a_follow_up_is_rewritten_from_the_conversation(endpoint: Endpoint, retr
     assert second.metadata["conversation"] == Conversation([(QUESTION, first.answer)]).digest
     assert "rewrite" in [event.step.name for event in events if isinstance(event, StepDone)]
     assert [turn[0] for turn in conversation.turns] == [QUESTION, second.question]
+
+
+def test_the_cache_stands_before_the_runs_of_a_conversation(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    cache = SemanticCache(retriever.store, retriever, Cache(), DEFAULT)
+    cached = Cached(cache, Scope(retriever.tenant, "base", "p"), "base", 0.5)
+    kept: list[Trace] = []
+    events: list[Event] = []
+
+    async def run() -> list[Trace]:
+        async with replace(tools_of(endpoint, retriever), cached=cached, keep=kept.append) as tools:
+            talk = Conversation([("Where is the kiln?", "In the yard.")])
+            first, second = [await answer_question(QUESTION, tools, events.append) for _ in range(2)]
+            return [first, second, await answer_question(QUESTION, tools, events.append, talk)]
+
+    traces = asyncio.run(run())
+    assert [trace.cache for trace in traces] == ["miss", "exact", "miss"]  # a conversation is a scope of its own
+    assert traces == kept
+    assert [event.text for event in events if isinstance(event, AnswerText)][1] == traces[1].answer == traces[0].answer
 
 
 @pytest.mark.parametrize("rewritten", ["", "<think>hm", "kiln fired Tuesdays time", "What is the meaning of quantum chromodynamics in Paris?"])
