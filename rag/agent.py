@@ -23,6 +23,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.graph import END, START, StateGraph
 
 from rag import prompts
+from rag.aggregate import contexts
 from rag.citations import locate
 from rag.events import Emit, Event, StepStarted, ignore, stream
 from rag.prompts import Answer
@@ -77,16 +78,20 @@ async def retrieve(state: State) -> State:
 async def answer(state: State) -> State:
     """Quote and answer from the passages, or abstain. In mode fast the text goes out while it is written."""
     run, settings = state["run"], state["run"].tools.settings
-    if settings.mode == "closed-book":
-        messages = prompts.closed_book_messages(run.question)
-    else:
-        messages = prompts.answer_messages(run.question, [p.chunk.text for p in run.passages], run.worked_example)
     is_live = settings.mode == "fast" and run.tools.teacher is None  # a teacher's answer may take its place
-    step = await run.ask("answer", messages, settings.max_answer_tokens, partial(_show, run) if is_live else None)
-    run.answer = prompts.parse_answer(step.text)
-    ids = [passage.chunk.id for passage in run.passages]
-    parsed: dict[str, object] = {"quotes": run.answer.quotes, "answer": run.answer.text, "abstained": run.answer.abstained}
-    run.add(step.model_copy(update={"passage_ids": ids}), parsed)
+    for texts in contexts(run.tools.retriever.settings.aggregate, run.question, run.passages):
+        run.shown = texts
+        if settings.mode == "closed-book":
+            messages = prompts.closed_book_messages(run.question)
+        else:
+            messages = prompts.answer_messages(run.question, texts, run.worked_example)
+        step = await run.ask("answer", messages, settings.max_answer_tokens, partial(_show, run) if is_live else None)
+        run.answer = prompts.parse_answer(step.text)
+        ids = [passage.chunk.id for passage in run.passages]
+        parsed: dict[str, object] = {"quotes": run.answer.quotes, "answer": run.answer.text, "abstained": run.answer.abstained}
+        run.add(step.model_copy(update={"passage_ids": ids}), parsed)
+        if not run.answer.abstained:
+            break
     return state
 
 
@@ -96,7 +101,7 @@ async def validate(state: State) -> State:
     assert run.answer is not None and run.written is not None
     answered = run.written
     proposal = prompts.ABSTENTION if run.answer.abstained else prompts.proposal_text(run.answer.quotes, run.answer.text)
-    messages = prompts.validate_messages(run.question, [p.chunk.text for p in run.passages], proposal, run.worked_example)
+    messages = prompts.validate_messages(run.question, run.shown, proposal, run.worked_example)
     step = await run.ask("validate", messages, VERDICT_TOKENS if run.client.gives_logprobs else STATED_VERDICT_TOKENS)
     verbatim = _judge(run, answered, read_verdict(run.written))
     run.answer_again = not run.answer.abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again

@@ -23,7 +23,7 @@ def contexts(strategy: Strategy, question: str, passages: list[Passage], max_wor
     """The passage texts of each prompt, in the order in which prompts are to be tried; `max_words` bounds a summary."""
     in_order = [passage.chunk.text for passage in sorted(passages, key=lambda passage: document_order(passage.chunk))]
     if strategy == "sequential":
-        return [[passage.chunk.text] for passage in sorted(passages, key=lambda passage: passage.rank)]
+        return [[passage.chunk.text] for passage in sorted(passages, key=lambda passage: passage.rank)] or [[]]
     if strategy == "summarise":
         return [summarise(question, in_order, max_words)]
     return [in_order]

@@ -80,6 +80,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     query: str = ""
     passages: list[Passage] = field(default_factory=list)  # as shown, in document order
+    shown: list[str] = field(default_factory=list)  # the texts of the answer's prompt
     seen: set[str] = field(default_factory=set)  # chunk ids of earlier rounds
     answer: Answer | None = None
     written: Completion | None = None

@@ -175,11 +175,13 @@ def chat_rows(trace: Trace, chunks: dict[str, Chunk], k: int) -> list[dict[str, 
     An expert saw no prompt: the rows show those that a model would see, for the expert's search query and for the answer.
     `chunks` is the corpus by id, `k` the number of passages of a prompt. Raises UnsupportedAnswer.
     """
-    answer = next((step for step in reversed(trace.steps) if step.name == "answer"), None)
-    if not trace.complete or answer is None:
+    answers = [step for step in reversed(trace.steps) if step.name == "answer"]
+    if not trace.complete or not answers:
         raise UnsupportedAnswer("the trace is incomplete")
+    answer = next((step for step in answers if step.parsed.get("answer") == trace.answer), answers[0])  # a run may take an earlier one
     if answer.messages:
-        return [_chat_row(trace, answer.name, answer.messages, answer.text)]
+        withdrawn = trace.abstained and not answer.parsed.get("abstained")  # the calibration made an abstention of it
+        return [_chat_row(trace, answer.name, answer.messages, ABSTENTION if withdrawn else answer.text)]
     passages = [chunk.text for chunk in shown_chunks(trace, answer.passage_ids, chunks, k)]
     quotes = [" ".join(quote.split()) for quote in trace.quotes]  # a line each, as they are read back
     target = ABSTENTION if trace.abstained else answer_target(quotes, trace.answer)

@@ -53,6 +53,9 @@ class Retrieval(Section):
     mmr: float | None = Field(None, ge=0, le=1, description="maximal marginal relevance: weight of relevance against novelty; unset: off")
     reranker: str | None = Field(None, description="a cross-encoder in models/ that orders the candidates again; unset: none")
     server_search: bool = Field(True, description="search by MongoDB's search nodes where the store's server has them; false: always by the local index")
+    aggregate: Literal["concat", "sequential", "summarise"] = Field(
+        "concat", description="all in one prompt; one after another; their sentences that bear on the question"
+    )
     stale: Literal["keep", "downrank", "exclude"] = Field("downrank", description="documents before valid_from or from valid_until on")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -192,3 +193,36 @@ def test_a_teacher_that_fails_leaves_the_models_own_answer(endpoint: Endpoint, t
     assert trace.answer == "On Tuesdays at seven."
     assert [step.model for step in trace.steps] == ["base", "", "base", "base"]
     assert KEY not in trace.model_dump_json()
+
+
+def aggregating(retriever: Retriever, strategy: str) -> Retriever:
+    return replace(retriever, settings=retriever.settings.model_copy(update={"aggregate": strategy, "k": 3}))
+
+
+def test_passages_one_after_another_end_with_the_first_that_answers(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, prompt: RIGHT[step] if step != "answer" or "kiln is fired" in prompt else ABSTENTION
+    trace = ask(endpoint, aggregating(retriever, "sequential"), max_rounds=1)
+    prompts = [body["messages"][-1]["content"] for name, body in zip(endpoint.asked, endpoint.bodies, strict=True) if name == "answer"]
+    assert trace.answer == "On Tuesdays at seven."
+    assert trace.citations
+    assert 1 <= len(prompts) <= 3
+    assert all(sum(chunk.text in prompt for chunk in retriever.chunks.values()) == 1 for prompt in prompts)
+    assert "kiln is fired" in prompts[-1]
+
+
+def test_a_summary_keeps_the_sentences_that_bear_on_the_question(endpoint: Endpoint, retriever: Retriever) -> None:
+    endpoint.reply = lambda step, _: RIGHT[step]
+    trace = ask(endpoint, aggregating(retriever, "summarise"), max_rounds=1)
+    asked = endpoint.bodies[1]["messages"][-1]["content"]
+    assert "fired on Tuesdays" in asked
+    assert "glaze cools" not in asked
+    assert trace.citations[0].quote == "fired on Tuesdays at seven"
+
+
+def test_the_accepted_answer_is_exported_not_the_last(endpoint: Endpoint, retriever: Retriever) -> None:
+    second = {**RIGHT, "answer": "Quote: pond\nAnswer: In April.", "validate": "0"}
+    endpoint.reply = lambda step, _: (RIGHT if endpoint.asked.count("answer") <= 1 and step != "validate" else second)[step]
+    trace = ask(endpoint, retriever, max_rounds=2)
+    assert [step.parsed["answer"] for step in trace.steps if step.name == "answer"] == ["On Tuesdays at seven.", "In April."]
+    [row] = chat_rows(trace, retriever.chunks, 2)
+    assert "On Tuesdays at seven." in row["messages"][-1]["content"]
