@@ -96,4 +96,4 @@ def test_asking_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
 
 def test_the_command_reference_is_what_the_table_says() -> None:
     root = Path(__file__).parent.parent
-    assert subprocess.run([sys.executable, str(root / "scripts" / "cli_reference.py"), "--check"], capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, str(root / "scripts" / "reference.py"), "--check"], capture_output=True).returncode == 0

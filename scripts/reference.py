@@ -18,7 +18,7 @@ def commands() -> str:
     from understudy.cli import COMMANDS, build_parser
 
     parser = build_parser()
-    parts = ["# Commands\n\nMade by `python scripts/cli_reference.py` from the command table; do not edit.\n", f"```\n{parser.format_help()}```\n"]
+    parts = ["# Commands\n\nMade by `python scripts/reference.py` from the command table; do not edit.\n", f"```\n{parser.format_help()}```\n"]
     for command in COMMANDS:
         child = parser
         for word in command.words.split():
@@ -33,7 +33,7 @@ def settings() -> str:
     from train.recipe import Recipe
     from understudy.config import Config
 
-    parts = ["# Settings\n\nMade by `python scripts/cli_reference.py`; do not edit.\n"]
+    parts = ["# Settings\n\nMade by `python scripts/reference.py`; do not edit.\n"]
     parts.append("## A workspace\n\n`understudy.yaml` < `UNDERSTUDY_SECTION__KEY` in the environment < `--set section.key=value`.\n")
     parts.append(table(Config))
     parts.append("\n## A training recipe\n\nA YAML file, or `understudy train key=value`; the shipped ones lie in `train/recipes/`.\n")
@@ -68,4 +68,4 @@ if __name__ == "__main__":
         elif not target.exists() or target.read_text() != text:
             stale.append(name)
     if stale:
-        sys.exit(f"docs/{', docs/'.join(stale)} must be made anew: run .venv/bin/python scripts/cli_reference.py")
+        sys.exit(f"docs/{', docs/'.join(stale)} must be made anew: run .venv/bin/python scripts/reference.py")
