@@ -39,10 +39,13 @@ def traces_ls(args: Namespace) -> Outcome:
             "citations": len(t.citations),
             "seconds": round(sum(step.seconds for step in t.steps), 3),
             "unverified": t.metadata.get("unverified"),
+            "escalated": "escalated" in t.metadata,
         }
         for t in traces
     ]
-    return Outcome({"traces": rows}, [_line(trace) for trace in traces] or ["no such traces"])
+    escalated, answered = sum(bool(row["escalated"]) for row in rows), sum(row["source"] == "model" for row in rows)
+    shares = [f"{escalated} of {answered} runs went to the teacher"] * bool(escalated)
+    return Outcome({"traces": rows, "escalated": escalated}, [_line(trace) for trace in traces] + shares or ["no such traces"])
 
 
 def traces_show(args: Namespace) -> Outcome:
