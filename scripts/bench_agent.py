@@ -61,7 +61,7 @@ class SaltedClient(ModelClient):
 
     def request(self, messages: list[Message], max_tokens: int, temperature: float, stream: bool) -> dict[str, Any]:
         """See ModelClient."""
-        return super().request(messages, max_tokens, temperature, stream) | {"cache_salt": self._salt}
+        return super().request(messages, max_tokens, temperature, stream) | {"extra_body": {"cache_salt": self._salt}}
 
 
 def variants(model: Model, retriever: Retriever, settings: Agent, calibration: Calibration | None, salt: str) -> dict[str, Runner]:

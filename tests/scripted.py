@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,12 +32,17 @@ class Endpoint:
         self.faults: list[Fault] = []
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
+        self.headers: list[Message] = []
         self.gone = threading.Event()  # a client went away while it was being answered
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"endpoint": self}))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.model = Model(name, "m", f"http://127.0.0.1:{self.server.server_port}/v1", api_key)
+
+    @property
+    def keys(self) -> list[str | None]:
+        """The Authorization header of each request."""
+        return [headers.get("Authorization") for headers in self.headers]
 
     def close(self) -> None:
         self.server.shutdown()
@@ -61,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         step = step_of(prompt)
         self.endpoint.asked.append(step)
         self.endpoint.bodies.append(body)
-        self.endpoint.keys.append(self.headers.get("Authorization"))
+        self.endpoint.headers.append(self.headers)
         if self.endpoint.faults:
             self.endpoint.faults.pop(0)(self)
         elif self.endpoint.refuses_logprobs and "logprobs" in body:

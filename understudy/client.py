@@ -1,4 +1,4 @@
-"""The model client: OpenAI-compatible chat completions over HTTP; foreign errors become ours here and nowhere else.
+"""The model client: OpenAI's SDK against any base URL; foreign errors become ours here and nowhere else.
 
 A key is sent to its own host only (redirects are not followed) and stands in no message.
 """
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
+import httpx2
+import openai
+from pydantic import BaseModel
 
 from understudy.completions import Completion, Draft
 from understudy.config import Endpoint
@@ -26,7 +28,8 @@ from understudy.records import Message
 NO_KEY = "none"
 CONNECT_SECONDS = 10.0
 MAX_REPLY_BYTES = 64 * 2**20
-REFUSED = (400, 422)  # what an endpoint answers to a field it does not know
+LONGEST_MESSAGE = 400  # characters of an error, cut after a key in it is blotted out
+NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)  # what the SDK lets pass
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
 
 
@@ -79,19 +82,19 @@ class ModelClient:
     def __init__(self, model: Model, patience: Patience = DEFAULT_PATIENCE) -> None:
         self.model, self.patience = model, patience
         self.gives_logprobs = True  # until the endpoint refuses them
-        self._http = httpx.AsyncClient(
-            base_url=f"{model.base_url.rstrip('/')}/",
-            headers={} if model.api_key == NO_KEY else {"Authorization": f"Bearer {model.api_key}"},
-            timeout=httpx.Timeout(patience.seconds, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=None),
+        http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=None),
             follow_redirects=False,
+            event_hooks={"response": [_bound]},
         )
+        self._sdk = _Sdk(base_url=model.base_url, api_key=model.api_key, max_retries=0, http_client=http)
 
     async def __aenter__(self) -> ModelClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        await self._sdk.close()
 
     async def complete(
         self, messages: list[Message], max_tokens: int, temperature: float = 0.0, on_progress: Callable[[Completion], None] | None = None
@@ -108,20 +111,21 @@ class ModelClient:
             try:
                 async with asyncio.timeout(self.patience.seconds):
                     return await self._ask(self.request(messages, max_tokens, temperature, on_progress is not None), draft, on_progress)
-            except (_Transient, TimeoutError, httpx.HTTPError) as fault:
-                failure = self._translate(fault)
-                pause = pause_before(attempt, self.patience, fault.retry_after if isinstance(fault, _Transient) else None)
+            except (openai.APIError, TimeoutError, EndpointError, *NOT_JSON) as fault:
+                pause = pause_before(attempt, self.patience, _retry_after(fault)) if _may_pass(fault) else None
                 if attempt >= self.patience.attempts or pause is None or (on_progress and draft.text):
-                    raise failure from fault
+                    raise self._translate(fault) from fault
             await asyncio.sleep(pause)
 
     def request(self, messages: list[Message], max_tokens: int, temperature: float, stream: bool) -> dict[str, Any]:
-        """The request's body.
+        """The arguments of the SDK's chat.completions.create.
 
         No seed is sent: a seeded request with temperature ends vLLM 0.32's CPU engine ("CPU Generator does not use offset").
         """
         turns = [message.model_dump() for message in messages]
         body: dict[str, Any] = {"model": self.model.served_name, "messages": turns, "max_tokens": max_tokens, "temperature": temperature}
+        if self.model.api_key == NO_KEY:
+            body["extra_headers"] = {"Authorization": openai.Omit()}
         if self.gives_logprobs:
             body |= {"logprobs": True, "top_logprobs": 5}
         return body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
@@ -132,59 +136,58 @@ class ModelClient:
         An endpoint that refuses or ignores them is not asked for them again.
         """
         try:
-            completion = await self._post(body, draft, on_progress)
-        except _Refused as refusal:
-            if "logprobs" not in body or refusal.status not in REFUSED:
-                raise self._translate(refusal) from refusal
+            completion = await self._send(body, draft, on_progress)
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            if "logprobs" not in body:
+                raise
             plain = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
-            try:
-                completion = await self._post(plain, draft, on_progress)
-            except _Refused as second:
-                raise self._translate(second) from second
+            completion = await self._send(plain, draft, on_progress)
         self.gives_logprobs = self.gives_logprobs and (draft.has_logprobs or not draft.text)
         return completion
 
-    async def _post(self, body: dict[str, Any], draft: Draft, on_progress: Callable[[Completion], None] | None) -> Completion:
-        async with self._http.stream("POST", "chat/completions", json=body) as response:
-            if response.status_code != 200:
-                raise _fault(response, (await _read_whole(response))[:2000])
-            if on_progress is None:
-                draft.add(_parse(await _read_whole(response), self.model.name))
-                return draft.finish()
-            async for payload in _server_sent(response):
-                draft.add(_parse(payload, self.model.name))
+    async def _send(self, body: dict[str, Any], draft: Draft, on_progress: Callable[[Completion], None] | None) -> Completion:
+        reply = await self._sdk.chat.completions.create(**body)
+        if on_progress is None:
+            draft.add(_payload(reply))
+            return draft.finish()
+        async with reply:
+            async for chunk in reply:
+                draft.add(_payload(chunk))
                 on_progress(draft.so_far())
                 if draft.is_too_long:
                     break
-            return draft.finish()
+        return draft.finish()
 
     def _translate(self, fault: Exception) -> EndpointError:
         """A fault as an error that names the endpoint and not its key."""
-        name = self.model.name
-        if isinstance(fault, _BadStatus):
-            detail = fault.detail.replace(self.model.api_key, "…") if self.model.api_key != NO_KEY else fault.detail
-            return EndpointError(f"{name} answered {fault.status}: {detail}", "see the server's log")
-        if isinstance(fault, TimeoutError | httpx.TimeoutException):
-            return EndpointError(f"{name} did not answer within {self.patience.seconds:g} s", "is the server overloaded? see its log")
-        if isinstance(fault, httpx.ReadError | httpx.RemoteProtocolError):
-            return EndpointError(f"{name} broke the connection", "see the server's log")
-        return EndpointError(f"cannot reach {name} at {self.model.base_url}", "is the server running? `understudy serve` starts one")
+        name, remedy = self.model.name, "see the server's log"
+        match fault:
+            case EndpointError():
+                message, remedy = fault.message, fault.remedy
+            case openai.APIStatusError():
+                detail = "a redirect, which is not followed" if fault.response.has_redirect_location else _detail(fault)
+                message = f"{name} answered {fault.status_code}: {detail}"
+            case openai.APITimeoutError() | TimeoutError():
+                message, remedy = f"{name} did not answer within {self.patience.seconds:g} s", "is the server overloaded? see its log"
+            case openai.APIConnectionError(__cause__=httpx2.ReadError() | httpx2.RemoteProtocolError()):
+                message = f"{name} broke the connection"
+            case openai.APIConnectionError():
+                message, remedy = f"cannot reach {name} at {self.model.base_url}", "is the server running? `understudy serve` starts one"
+            case openai.APIError():
+                message = f"{name} failed: {_detail(fault)}"
+            case _:
+                message, remedy = f"{name} answered with something that is not JSON", "is its base_url right, with /v1?"
+        shown = message if self.model.api_key == NO_KEY else message.replace(self.model.api_key, "…")
+        return EndpointError(shown[:LONGEST_MESSAGE], remedy)
 
 
-class _BadStatus(Exception):
-    """A status other than 200."""
+class _Sdk(openai.AsyncOpenAI):
+    """The SDK without headers from the environment (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS), which are meant for another host."""
 
-    def __init__(self, status: int, detail: str, retry_after: float | None) -> None:
-        super().__init__(status)
-        self.status, self.detail, self.retry_after = status, detail, retry_after
-
-
-class _Transient(_BadStatus):
-    """It may pass."""
-
-
-class _Refused(_BadStatus):
-    """The request will not do, now or later."""
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        """What every request carries; no compression, so that a reply is as long as it is on the wire."""
+        return {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "understudy"}
 
 
 def pause_before(attempt: int, patience: Patience, retry_after: float | None) -> float | None:
@@ -208,56 +211,48 @@ def seconds_asked(retry_after: str | None) -> float | None:
     return max(0.0, at - time.time())
 
 
-def _fault(response: httpx.Response, content: bytes) -> Exception:
-    status, detail = response.status_code, _detail(content)
-    if status in TRANSIENT or status >= 500:
-        return _Transient(status, detail, seconds_asked(response.headers.get("Retry-After")))
-    return _Refused(status, "a redirect, which is not followed" if response.has_redirect_location else detail, None)
+def _may_pass(fault: Exception) -> bool:
+    if isinstance(fault, openai.APIStatusError):
+        return fault.status_code in TRANSIENT or fault.status_code >= 500
+    return isinstance(fault, openai.APIConnectionError | TimeoutError)
 
 
-def _detail(content: bytes) -> str:
-    """The message of an error body, or its first words."""
-    text = content.decode(errors="replace")
-    try:
-        body = json.loads(text)
-        error = body.get("error", body)
-        text = str(error.get("message") or error) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        pass
-    return text[:300].strip() or "no message"
+def _retry_after(fault: Exception) -> float | None:
+    return seconds_asked(fault.response.headers.get("Retry-After")) if isinstance(fault, openai.APIStatusError) else None
 
 
-def _parse(content: bytes, name: str) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise EndpointError(f"{name} answered with something that is not JSON", "is its base_url right, with /v1?") from error
+def _detail(error: openai.APIError) -> str:
+    """The message of an error body, or the body."""
+    body = error.body
+    return str(body.get("message") or body if isinstance(body, dict) else body or "").strip() or "no message"
 
 
-async def _read_whole(response: httpx.Response) -> bytes:
-    content = bytearray()
-    async for part in _bounded(response):
-        content += part
-    return bytes(content)
+def _payload(reply: object) -> Any:
+    """What the SDK read, as JSON; it checks no shapes, and hands on as it is what is no object."""
+    return reply.model_dump(warnings=False) if isinstance(reply, BaseModel) else reply
 
 
-async def _server_sent(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The `data:` lines of a stream of server-sent events, up to [DONE]."""
-    rest = b""
-    async for part in _bounded(response):
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                payload = line.removeprefix(b"data:").strip()
-                if payload == b"[DONE]":
-                    return
-                yield payload
+async def _bound(response: httpx2.Response) -> None:
+    """Event hook: a reply that is or becomes too long is an error."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise EndpointError(f"{response.url.host} compressed its reply unasked", "turn compression off there")
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _BoundedStream(response.stream, response.url.host)
 
 
-async def _bounded(response: httpx.Response) -> AsyncIterator[bytes]:
-    size = 0
-    async for part in response.aiter_bytes():
-        size += len(part)
-        if size > MAX_REPLY_BYTES:
-            raise EndpointError(f"a reply from {response.url.host} is longer than {MAX_REPLY_BYTES >> 20} MiB", "see the server's log")
-        yield part
+class _BoundedStream(httpx2.AsyncByteStream):
+    """A reply's bytes, up to MAX_REPLY_BYTES."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, host: str) -> None:
+        self._stream, self._host = stream, host
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > MAX_REPLY_BYTES:
+                raise EndpointError(f"a reply from {self._host} is longer than {MAX_REPLY_BYTES >> 20} MiB", "see the server's log")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -45,7 +45,7 @@ class Draft:
         try:
             if payload.get("error"):
                 error = payload["error"]
-                raise EndpointError(f"{self._name} failed: {str(error.get('message') if isinstance(error, dict) else error)[:300]}", "see the server's log")
+                raise EndpointError(f"{self._name} failed: {error.get('message') if isinstance(error, dict) else error}", "see the server's log")
             if payload.get("usage"):
                 self._usage = _usage(payload["usage"])
             for choice in payload["choices"][:1]:
