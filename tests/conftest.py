@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ QUESTIONS = 30  # of each document
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background; tests send Ctrl-C to their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 NOTES = {
     "kiln.txt": "The kiln is fired on Tuesdays at seven in the morning. The glaze cools for nine hours.",
     "barn.txt": "The barn doors are painted green every third summer by the village school.",
