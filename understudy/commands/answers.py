@@ -36,6 +36,7 @@ def ask(args: Namespace) -> Outcome:
 @contextmanager
 def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     """The workspace, and the tools of the model and mode that the arguments name, on an engine that runs for the block."""
+    from rag.generations import live_generation
     from rag.retrieve import open_retriever
     from serve.command import engine_for
     from understudy.commands.wiring import answering_tools, default_model, resolve
@@ -44,9 +45,10 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     workspace = workspace_of(args)
     name = args.model or default_model(workspace)
     remote = name in workspace.config.remotes
-    retriever = open_retriever(workspace)
+    live_generation(workspace.index, workspace.config.tenant)  # what is missing is told before anything is loaded
     if not remote and not args.start and find_engine(workspace) is None:
         require_engine(workspace)
+    retriever = open_retriever(workspace)
     with nullcontext() if remote else engine_for(workspace, report) as engine:
         yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode, not args.no_cache)
 
