@@ -112,9 +112,12 @@ class Run:
 
     @property
     def best(self) -> Attempt | None:
-        """The teacher's attempt where there is one; else the attempt with the highest score, the earliest of equals."""
+        """The teacher's attempt where there is one; else the attempt with the highest score, the earliest of equals.
+
+        An abstention speaks of its own round's passages only: it never outdoes an answer that cites another round's.
+        """
         teachers = [attempt for attempt in self.attempts if self.tools.teacher and attempt.model == self.tools.teacher.client.model.name]
-        return max(teachers or self.attempts, key=lambda attempt: attempt.score, default=None)
+        return max(teachers or self.attempts, key=lambda attempt: (bool(attempt.citations), attempt.score), default=None)
 
     @property
     def tokens(self) -> int:

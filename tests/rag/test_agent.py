@@ -125,6 +125,17 @@ def test_a_plan_that_loops_and_a_validator_that_never_says_yes_end_after_the_rou
     assert trace.answer == "On Tuesdays at seven."
 
 
+def test_an_abstention_over_other_passages_does_not_outdo_a_cited_answer(endpoint: Endpoint, retriever: Retriever) -> None:
+    def reply(step: str, _: str) -> str:
+        first = endpoint.asked.count("answer") <= 1
+        return {"plan": "kiln", "answer": RIGHT["answer"] if first else ABSTENTION, "validate": "0" if first else "1"}[step]
+
+    endpoint.reply = reply
+    trace = ask(endpoint, retriever, max_rounds=2)
+    assert endpoint.asked.count("answer") == 2
+    assert (trace.answer, trace.abstained) == ("On Tuesdays at seven.", False)
+
+
 def test_spent_tokens_end_a_run_with_what_it_has(endpoint: Endpoint, retriever: Retriever) -> None:
     endpoint.reply = lambda step, _: {**RIGHT, "validate": "0"}[step]
     endpoint.prompt_tokens = 200
