@@ -126,7 +126,7 @@ def parse_answer(text: str) -> Answer:
     text = strip_thinking(text).strip()
     quotes = [q for q in (_clean_quote(m) for m in re.findall(r"(?im)^\s*quote\s*:\s*(.+?)\s*$", text)) if q]
     found = ANSWER_FOUND.search(text)
-    body = (found.group(1) if found else re.sub(r"(?im)^\s*quote\s*:.*$", "", text)).strip()
+    body = re.split(r"(?im)^\s*quote\s*:", found.group(1))[0].strip() if found else re.sub(r"(?im)^\s*quote\s*:.*$", "", text).strip()
     abstained = ABSTENTION.rstrip(".").lower() in text.lower() and not quotes
     if abstained:
         return Answer(ABSTENTION, [], True, text.rstrip(".") == ABSTENTION.rstrip("."))

@@ -89,3 +89,8 @@ def test_a_quote_of_two_words_proves_nothing() -> None:
 
 def test_pages_are_physical_and_start_at_one() -> None:
     assert [page_of(offset, [0, 10, 20]) for offset in (0, 9, 10, 25)] == [1, 1, 2, 3]
+
+
+def test_an_answer_ends_where_another_quote_begins() -> None:
+    parsed = parse_answer("Quote: a b c d e\nAnswer: It is so.\nQuote: a b c d e\nAnswer: It is so.")
+    assert (parsed.text, parsed.quotes) == ("It is so.", ["a b c d e"] * 2)
