@@ -253,13 +253,17 @@ def corpus_workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def notes_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with four short notes; tests may add traces, no documents."""
+    return workspace_of_notes(tmp_path_factory.mktemp("notes"), NOTES)
+
+
+def workspace_of_notes(root: Path, notes: dict[str, str]) -> Workspace:
+    """A workspace in a folder, with the packaged models, that has ingested these texts by file name."""
     from rag.ingest import ingest
     from understudy.progress import show_progress
 
-    root = tmp_path_factory.mktemp("notes")
     made = create_workspace(str(root / "workspace"))
     made.models.symlink_to(MODELS)
-    for name, text in NOTES.items():
+    for name, text in notes.items():
         (root / name).write_text(text)
-    ingest(made, [root / name for name in NOTES], show_progress)
+    ingest(made, [root / name for name in notes], show_progress)
     return made

@@ -14,17 +14,15 @@ from rag.agent import Tools, run_agent
 from rag.cache import Scope, SemanticCache, agrees, is_storable
 from rag.cache_decision import DEFAULT
 from rag.cached import Cached, answer_cached
-from rag.ingest import ingest
 from rag.retrieve import Retriever, open_retriever
-from tests.conftest import MODELS
+from tests.conftest import workspace_of_notes
 from tests.rag.test_agent import Endpoint
 from understudy.client import ModelClient
 from understudy.commands import Outcome, caching
 from understudy.commands.wiring import cache_scope
 from understudy.config import Agent, Cache
-from understudy.progress import show_progress
 from understudy.records import Passage, Step, Trace
-from understudy.workspace import Workspace, create_workspace
+from understudy.workspace import Workspace
 
 QUESTION, ANSWER = "When is the kiln fired?", "On Tuesdays at seven."
 WRITTEN = {"plan": "kiln firing", "answer": f"Quote: fired on Tuesdays at seven\nAnswer: {ANSWER}", "validate": "1"}
@@ -37,12 +35,7 @@ NOTES = {
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Retriever]:
     """Made once; tests keep apart by their scopes."""
-    folder = tmp_path_factory.mktemp("cache")
-    workspace = create_workspace(str(folder / "workspace"))
-    workspace.models.symlink_to(MODELS)
-    for name, text in NOTES.items():
-        (folder / name).write_text(text)
-    ingest(workspace, [folder / name for name in NOTES], show_progress)
+    workspace = workspace_of_notes(tmp_path_factory.mktemp("cache"), NOTES)
     return workspace, open_retriever(workspace)
 
 

@@ -12,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.foreign import FORMATS, Format, detect_format, read_call, read_messages, rows_of
-from rag.ingest import ingest
 from rag.prompts import ABSTENTION
 from rag.recover import Prompts, imported_trace, is_abstention, question_of, read_answer, recover, verdict_of
 from rag.retrieve import Retriever, open_retriever
 from rag.traces import import_traces
-from tests.conftest import MODELS
+from tests.conftest import workspace_of_notes
 from understudy.cli import COMMANDS
 from understudy.errors import StorageError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
-from understudy.workspace import Workspace, create_workspace
+from understudy.workspace import Workspace
 
 DATA = Path(__file__).parent / "data"
 NOTES = {
@@ -37,13 +36,7 @@ ASKED = f"Context:\n{CONTEXT}\n\nQuestion: When is the kiln fired?"
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("foreign")
-    made = create_workspace(str(root / "workspace"))
-    made.models.symlink_to(MODELS)
-    for name, text in NOTES.items():
-        (root / name).write_text(text)
-    ingest(made, [root / name for name in NOTES], show_progress)
-    return made
+    return workspace_of_notes(tmp_path_factory.mktemp("foreign"), NOTES)
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag.ingest import ingest
 from rag.prompts import ABSTENTION
 from rag.question_writing import Unusable, read_question
 from rag.recorded import Budget, BudgetReached, CallLog, RecordedClient
 from rag.retrieve import Retriever, open_retriever
 from rag.simulate import KnownQuestions, Plan, simulate, spread, visits_of
-from tests.conftest import MODELS
+from tests.conftest import workspace_of_notes
 from train.dataset import is_teaching, verify_traces
 from understudy.client import Model
 from understudy.errors import EndpointError, StorageError
@@ -106,13 +105,7 @@ def teacher() -> Iterator[Teacher]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("simulate")
-    made = create_workspace(str(root / "workspace"))
-    made.models.symlink_to(MODELS)
-    for name, text in NOTES.items():
-        (root / name).write_text(text)
-    ingest(made, [root / name for name in NOTES], show_progress)
-    return made
+    return workspace_of_notes(tmp_path_factory.mktemp("simulate"), NOTES)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -14,13 +15,13 @@ from understudy.store.mongodb_connection import Connection, Row, equal, packed, 
 REMEMBERED = 32  # latest updates of a row whose repetition is recognised
 
 
-class MongoCache:
+class MongoCache(ABC):
     """Cache entries in MongoDB; the store that inherits this gives the connection."""
 
     connection: Connection
 
-    def _live(self, document_ids: Iterable[str]) -> set[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _live(self, document_ids: Iterable[str]) -> set[str]: ...
 
     def put_cache_entry(self, entry: CacheEntry, fingerprint: str, vector: np.ndarray) -> bool:
         """See Store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -35,14 +36,14 @@ def create_cache(connection: apsw.Connection) -> None:
     )
 
 
-class SqliteCache:
+class SqliteCache(ABC):
     """Cache entries in SQLite; the store that inherits this gives the connection."""
 
-    def _transaction(self) -> AbstractContextManager[apsw.Connection]:
-        raise NotImplementedError
+    @abstractmethod
+    def _transaction(self) -> AbstractContextManager[apsw.Connection]: ...
 
-    def _read(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]: ...
 
     def put_cache_entry(self, entry: CacheEntry, fingerprint: str, vector: np.ndarray) -> bool:
         """See Store."""
