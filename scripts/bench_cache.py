@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from peers import peers_python
 
 from rag.cache import Scope, SemanticCache
 from rag.cache_calibrate import calibrate, hits_among, measure_pairs, wilson
@@ -162,17 +163,6 @@ def replay_static(order: Sequence[str], vectors: dict[str, np.ndarray], threshol
     return hits
 
 
-def peers_python() -> str:
-    """The Python of an environment with scripts/bench_peers.txt, made on first use."""
-    folder = ROOT / ".bench" / "peers"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    if subprocess.run([str(python), "-c", "import gptcache"], capture_output=True).returncode:
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "scripts" / "bench_peers.txt")], check=True)
-    return str(python)
-
-
 def replay_gptcache(orders: list[list[str]], vectors: dict[str, np.ndarray], threshold: float) -> list[Hits]:
     """GPTCache itself, in an environment of its own, given the same embeddings."""
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +170,7 @@ def replay_gptcache(orders: list[list[str]], vectors: dict[str, np.ndarray], thr
         np.savez(Path(folder) / "vectors.npz", names=np.array(names), vectors=np.stack([vectors[name] for name in names]))
         Path(folder, "orders.json").write_text(json.dumps(orders))
         done = subprocess.run(
-            [peers_python(), str(ROOT / "scripts" / "bench_cache_peers.py"), folder, str(threshold)], capture_output=True, text=True, cwd=folder
+            [peers_python("gptcache"), str(ROOT / "scripts" / "bench_cache_peers.py"), folder, str(threshold)], capture_output=True, text=True, cwd=folder
         )
         if done.returncode:
             raise SystemExit(f"GPTCache did not run: {done.stderr[-800:]}")

@@ -14,7 +14,6 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_corpus import BENCH, MODEL, corpus, gold, sample_chunks, sample_questions
+from peers import peers_python
 
 from rag.embed import Embedder
 from rag.index import RESCORED, build_index, open_index, tokenize
@@ -204,10 +204,7 @@ def having(retriever: Retriever, settings: dict[str, float]) -> Retriever:
 
 def compare(ours: dict[str, dict[str, float]], texts: list[str], vectors: np.ndarray, asked: Asked) -> None:
     """Run the peers on the same vectors and tokens, and print their ratios."""
-    python = BENCH / "peers" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(BENCH / "peers")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", "scripts/bench_peers.txt"], check=True)
+    python = peers_python("lancedb")
     given = BENCH / "peers-input"
     given.mkdir(exist_ok=True)
     np.save(given / "vectors.npy", vectors)
@@ -215,7 +212,7 @@ def compare(ours: dict[str, dict[str, float]], texts: list[str], vectors: np.nda
     (given / "tokens.json").write_text(json.dumps({"corpus": tokenize(texts), "queries": tokenize(asked.texts)}), encoding="utf-8")
     quiet = {**os.environ, "RUST_LOG": "error", "LANCE_LOG": "error"}
     for name, kind in (("rank-bm25", "lexical"), ("langchain", "dense"), ("lancedb", "dense")):
-        done = subprocess.run([str(python), "scripts/bench_retrieval_peers.py", name, str(given)], check=True, stdout=subprocess.PIPE, text=True, env=quiet)
+        done = subprocess.run([python, "scripts/bench_retrieval_peers.py", name, str(given)], check=True, stdout=subprocess.PIPE, text=True, env=quiet)
         settings = json.loads(done.stdout.splitlines()[-1])
         for row in settings:
             found = row.pop("found")

@@ -30,7 +30,7 @@ def rank_bm25(folder: Path) -> Iterator[tuple[str, Search, float, int]]:
             scores = made.get_scores(given["queries"][i])  # type: ignore[attr-defined]
             return np.argpartition(-scores, K)[:K].tolist()
 
-        yield name, search, built, 20
+        yield name, search, built, min(20, len(given["queries"]))
 
 
 def langchain(folder: Path) -> Iterator[tuple[str, Search, float, int]]:
@@ -50,7 +50,7 @@ def langchain(folder: Path) -> Iterator[tuple[str, Search, float, int]]:
             query = queries[i].tolist() if as_list else queries[i]
             return [int(document.id) for document, _ in store.similarity_search_with_score_by_vector(query, k=K)]
 
-        yield name, search, built, 6
+        yield name, search, built, min(6, len(queries))
 
 
 def lancedb(folder: Path) -> Iterator[tuple[str, Search, float, int]]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +14,6 @@ from rag.foreign import collection_rows, detect_format, is_collection, read_call
 from understudy.errors import StorageError, UsageError
 
 DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(scope="module")
-def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an empty database of a server that runs as a process of its own (secantusdb is GPL-2.0: nothing imports it)."""
-    folder = tmp_path_factory.mktemp("mongodb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "secantus", "--port", str(port), "--storage-path", str(folder / "db"), "--cache-size", "64M"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    with pymongo.MongoClient[dict[str, Any]](f"mongodb://127.0.0.1:{port}", serverSelectionTimeoutMS=30_000) as client:
-        client.admin.command("hello")
-    yield f"mongodb://127.0.0.1:{port}/agenticrag"
-    server.kill()
-    server.wait()
 
 
 def with_collection(url: str, name: str) -> str:
