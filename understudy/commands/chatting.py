@@ -71,22 +71,28 @@ class Session:
                 if question.startswith("/"):
                     self._show(self._sources() if question == "/sources" else [f"no command {question}; there are /sources and /quit"])
                 elif question:
-                    try:
-                        failed |= not self._answer(question)
-                        was_stopped = False
-                    except KeyboardInterrupt:
-                        if was_stopped:
-                            raise
-                        was_stopped = True
+                    answered, was_stopped_before = self._answer(question), was_stopped
+                    was_stopped = answered is None
+                    failed |= answered is False
+                    if was_stopped and was_stopped_before:
+                        return INTERRUPTED
+                    if was_stopped:
                         report("stopped; Ctrl-C again leaves")
         except KeyboardInterrupt:
             return INTERRUPTED
         return int(failed)
 
-    def _answer(self, question: str) -> bool:
+    def _answer(self, question: str) -> bool | None:
+        """Whether there is an answer; None where Ctrl-C stopped it.
+
+        The interrupted run is torn down before this returns: the interpreter drops a KeyboardInterrupt raised in a destructor.
+        """
         from rag.answering import stream_answer
 
-        trace = self.run(self.printer.follow(stream_answer(question, self.tools, self.conversation)))
+        try:
+            trace = self.run(self.printer.follow(stream_answer(question, self.tools, self.conversation)))
+        except KeyboardInterrupt:
+            return None
         self.traces.append(trace)
         if not trace.complete and not trace.answer:
             report(printable(f"no answer: {trace.metadata.get('error')}; trace {trace.id[:12]}"))
