@@ -108,7 +108,7 @@ def _drawn_sides(classes: list[int], traces: list[Trace], held_out: float) -> di
             if taken >= wanted:
                 break
             sides[place], taken = side, taken + sizes[place]
-            waiting.remove(place)
+        waiting = [place for place in waiting if sides[place] == "train"]
     return sides
 
 

@@ -250,9 +250,12 @@ class CacheTotals(Record):
 class Example(Record):
     """A training row, kept unrendered so that passage order can change by epoch."""
 
-    task: Literal["plan", "answer", "validate"]
+    task: Literal["plan", "answer", "validate", "chat"]
     question: str
     passage_ids: list[str]  # chunk ids, in canonical order
+    optional_ids: list[str] = Field(default_factory=list)  # passages that an epoch may leave out, the same for every row of the set
+    support_ids: list[str] = Field(default_factory=list)  # chunk ids that hold what the trace cites, shown or not
+    messages: list[Message] = Field(default_factory=list)  # chat: the prompt, of an imported conversation
     proposal: str = ""  # validate: the answer to be judged
     target: str
     weight: float = 1.0
