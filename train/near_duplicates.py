@@ -77,4 +77,5 @@ def joined(count: int, pairs: Iterable[tuple[int, int]], keys: list[list[Hashabl
 def _signature(own: frozenset[str]) -> np.ndarray:
     """[BANDS × ROWS] (uint32) minima of so many multiply-shift hashes (Dietzfelbinger et al. 1997) of a set."""
     hashes = np.fromiter((zlib.crc32(shingle.encode("utf-8", "surrogatepass")) for shingle in own), dtype=np.uint64, count=len(own))
-    return ((_FACTORS * hashes + _OFFSETS) >> np.uint64(32)).astype(np.uint32).min(axis=1)
+    minima: np.ndarray = ((_FACTORS * hashes + _OFFSETS) >> np.uint64(32)).astype(np.uint32).min(axis=1)
+    return minima
