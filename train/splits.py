@@ -51,6 +51,11 @@ class Groups:
         named = self._named.get(trace.metadata.get("document", ""))
         return sorted(cited or ({named} if named and not self._sections else set()))
 
+    def nearest(self, trace: Trace) -> list[str]:
+        """The group of the passage that retrieval found first: a question of unknown origin goes where it has something to show."""
+        retrieved = [chunk_id for step in trace.steps if step.name == "retrieve" for chunk_id in step.passage_ids if chunk_id in self._chunks]
+        return [self.of_chunk(self._chunks[retrieved[0]])] if retrieved else []
+
 
 def assign_splits(traces: list[Trace], groups: Groups, held_out: float = 0.0) -> Splits:
     """The split of each trace: the declared one, else a share of the groups for calibration, and `held_out` of them kept for evaluation."""
@@ -58,7 +63,7 @@ def assign_splits(traces: list[Trace], groups: Groups, held_out: float = 0.0) ->
     owned = [groups.of_trace(trace) for trace in traces]
     if any(_declared(trace) != "train" for trace in traces):
         return _declared_splits(traces, owned, pairs)
-    classes = joined(len(traces), pairs, [list(own) for own in owned])
+    classes = joined(len(traces), pairs, [list(own or groups.nearest(trace)) for own, trace in zip(owned, traces, strict=True)])
     sides = _drawn_sides(classes, traces, held_out)
     splits = Splits()
     for trace, own, place in zip(traces, owned, classes, strict=True):
