@@ -14,7 +14,7 @@ from train.examples import BAD_SHARE
 from train.lint import Finding, Limits, counted, lint_file
 from train.near_duplicates import near_duplicate_pairs
 from train.recipe import load_recipe
-from understudy.errors import StorageError
+from understudy.errors import NotFoundError, StorageError
 from understudy.files import numbered_rows, read_json, read_jsonl
 from understudy.models import model_path
 from understudy.records import Example
@@ -54,8 +54,8 @@ def lint_folder(folder: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits
         if not counted(findings)["errors"]:
             findings += _round_trip(folder, [example for _, example in examples], passages, summary)
         findings += _whole_findings(folder, [example for _, example in examples], summary)
-    except StorageError as error:
-        findings.append(Finding(file=folder.name, rule="json", message=error.message))
+    except (NotFoundError, StorageError) as error:
+        findings.append(Finding(file=folder.name, rule="missing" if isinstance(error, NotFoundError) else "json", message=error.message))
     return findings
 
 
