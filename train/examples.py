@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rag.eval.metrics import gold_recall
 from rag.prompts import ABSTENTION, answer_target, proposal_text, score_target
 from rag.retrieve import document_order
 from train.ledger import Source
@@ -23,6 +24,7 @@ from understudy.records import Chunk, Example, Trace
 
 NEAR = 12  # a passage among so many best retrieved ones is a fair distractor
 FEWER = 0.25  # share of a set's epochs in which it shows fewer distractors than it has
+SAME = 0.6  # share of an answer's words, from which on another question's answer may be right for this one too
 BAD_SHARE = 0.3  # of the validation rows at least, answers that the validator must score low
 
 
@@ -165,7 +167,7 @@ def rows_of_set(passage_set: PassageSet, chunks: dict[str, Chunk], mix: Mix, rng
         if rng.random() < mix.good_validations:
             rows.append(make.row("validate", source, score_target(True), "good", proposals[index]))
         if rng.random() < mix.bad_validations:
-            others = [p for i, p in enumerate(proposals) if i != index]
+            others = [p for p, other in zip(proposals, passage_set.answered, strict=True) if gold_recall(other.trace.answer, source.trace.answer) < SAME]
             wrong = wrong_proposal(source.trace.answer, quotes[index], others, rng)
             rows.append(make.row("validate", source, score_target(False), wrong[0], wrong[1]))
         rows += [make.row("validate", source, score_target(False), "bad-failure", failure) for failure in source.failures]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -73,7 +73,8 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
     Rows may only show passages of groups that the traces of their own side cite: what is kept for calibration or evaluation is never seen
     in training, not even as a distractor.
     """
-    verified, attempts, teaching, own_answers = Verified(), [], [], set()
+    verified, teaching, own_answers = Verified(), [], set()
+    given: dict[str, list[str]] = defaultdict(list)  # what models wrote in answer to each question
     for trace in traces:
         if is_teaching(trace, rules.students):
             teaching.append(trace)
@@ -81,10 +82,10 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
             own_answers.add((normalised(trace.question), trace.answer))
             verified.reject(trace, "the student's own unreviewed answer", trace.model)
         if trace.source == "model" and trace.complete:
-            attempts.append(trace)
+            given[normalised(trace.question)] += [step.text for step in trace.steps if step.name == "answer"]
     kept = []
     for trace in teaching:
-        if trace.source == "imported" and (normalised(trace.question), trace.answer) in own_answers:
+        if trace.source == "imported" and not trace.abstained and (normalised(trace.question), trace.answer) in own_answers:
             verified.reject(trace, "the student's own unreviewed answer", "imported again")
         elif found := rejection(trace, chunks, rules.unverified_k > 0):
             verified.reject(trace, *found)
@@ -93,14 +94,13 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
     kept = _without_duplicates(kept, verified)
     groups = Groups(chunks)
     splits = assign_splits(kept, groups, rules.held_out)
-    failures = _failures(kept, attempts)
     for trace in kept:
         if leak := splits.leaks.get(trace.id):
             verified.reject(trace, leak)
         elif splits.sides[trace.id] == "held-out":
             verified.held_out.append(trace)
         else:
-            _add_source(verified, trace, splits, groups, chunks, rules.unverified_k, failures.get(trace.id, ()))
+            _add_source(verified, trace, splits, groups, chunks, rules.unverified_k, failures_at(trace, given[normalised(trace.question)]))
     return verified
 
 
@@ -162,19 +162,11 @@ def _without_duplicates(traces: list[Trace], verified: Verified) -> list[Trace]:
     return [trace for trace in traces if best[normalised(trace.question)].id == trace.id]
 
 
-def _failures(kept: list[Trace], attempts: list[Trace]) -> dict[str, tuple[str, ...]]:
-    """Wrong answers that models really gave to questions whose right answer is known, by the id of the trace that knows it."""
-    given: dict[str, list[str]] = {}
-    for attempt in attempts:
-        for step in attempt.steps:
-            if step.name == "answer" and step.text:
-                given.setdefault(normalised(attempt.question), []).append(step.text)
-    failures = {}
-    for trace in kept:
-        answers = [parse_answer(text) for text in given.get(normalised(trace.question), [])]
-        wrong = [a for a in answers if a.text and not a.abstained and (trace.abstained or gold_recall(a.text, trace.answer) < WRONG_RECALL)]
-        failures[trace.id] = tuple(dict.fromkeys(proposal_text([" ".join(q.split()) for q in a.quotes], " ".join(a.text.split())) for a in wrong))[:FAILURES]
-    return failures
+def failures_at(trace: Trace, texts: list[str]) -> tuple[str, ...]:
+    """Of what models wrote in answer to a question, what is wrong beyond doubt by the trace that knows the answer, as a validator sees it."""
+    answers = [parse_answer(text) for text in texts]
+    wrong = [a for a in answers if a.text and not a.abstained and (trace.abstained or gold_recall(a.text, trace.answer) < WRONG_RECALL)]
+    return tuple(dict.fromkeys(proposal_text([" ".join(q.split()) for q in a.quotes], " ".join(a.text.split())) for a in wrong))[:FAILURES]
 
 
 def _add_source(

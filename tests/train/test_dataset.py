@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,23 @@ CREATURES = ("otter", "heron", "badger", "weasel", "falcon", "marten", "beaver",
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, make_document: Callable[..., Any], make_trace: Callable[..., Trace]) -> Workspace:
-    """Eight documents with three answered questions each and one that none answers, and three traces that may not teach."""
-    made = create_workspace(str(tmp_path / "workspace"), "models: {base: tiny}\nretrieval: {k: 3}\n")
+def workspace(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerFast,
+    make_document: Callable[..., Any],
+    make_trace: Callable[..., Trace],
+) -> Workspace:
+    """Eight documents with three answered questions each and one that none answers, and three traces that may not teach; made once, copied."""
+    template = tmp_path_factory.getbasetemp() / "dataset-workspace"
+    if not template.exists():
+        fill(create_workspace(str(template), "models: {base: tiny}\nretrieval: {k: 3}\n"), tokenizer, make_document, make_trace)
+    shutil.copytree(template, tmp_path / "workspace")
+    return create_workspace(str(tmp_path / "workspace"))
+
+
+def fill(made: Workspace, tokenizer: PreTrainedTokenizerFast, make_document: Callable[..., Any], make_trace: Callable[..., Trace]) -> None:
+    """Put the tokenizer, the documents and the traces into a workspace."""
     tokenizer.save_pretrained(str(made.models / "tiny"))
     write_json(made.models / "tiny" / "config.json", {"model_type": "llama"})
     traces = []
@@ -52,7 +67,7 @@ def workspace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, make_document:
     for trace in traces:
         plan = trace.steps[0].model_copy(update={"text": f"words of {trace.question}"})
         made.store.put_trace(trace.model_copy(update={"steps": [plan, *trace.steps[1:]]}))
-    return made
+    made.store.close()
 
 
 def run(workspace: Workspace, *words: str) -> Namespace:

@@ -147,6 +147,17 @@ def test_sets_of_the_same_passages_are_one(make_document, make_trace) -> None:  
         assert all(not set(e.optional_ids) & set(e.support_ids) for e in rows if e.kind == "answerable")
 
 
+def test_another_questions_answer_is_no_wrong_one_where_it_is_the_same(make_document, make_trace) -> None:  # type: ignore[no-untyped-def]
+    _, chunks = make_document("a.txt", ["Owners wait three days before acting. Guests wait for a week.", "The barn is green."])
+    asked = [("How long, first?", "Owners wait three days."), ("How long, second?", "Three days the owners wait."), ("And guests?", "Guests wait a week.")]
+    traces = [make_trace(question, answer, chunks[0], "Owners wait three days", chunks) for question, answer in asked]
+    sources = [Source(t, [c.id for c in chunks], (chunks[0].id,), "train") for t in traces]
+    by_id = {c.id: c for c in chunks}
+    rows = [e for seed in range(9) for e in build_examples(sources, by_id, Mix(k=2, bad_validations=1.0), seed) if e.kind == "bad-other-answer"]
+    assert {"week" in e.proposal for e in rows if e.question.startswith("How long")} == {True}
+    assert {"week" in e.proposal for e in rows if e.question.startswith("And guests")} == {False}
+
+
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_wrong_answers_are_a_share_of_the_validations(good: int, bad: int) -> None:
     row = {"task": "validate", "question": "q?", "passage_ids": [], "split": "train", "trace_id": "t", "group_ids": []}

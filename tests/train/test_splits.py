@@ -57,7 +57,7 @@ def assert_disjoint(traces: list[Trace], splits: Splits) -> None:
         assert len(sides) <= 1
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(traces_of(declared=False), st.sampled_from([0.0, 0.1, 0.3]))
 def test_sides_that_are_drawn_are_disjoint(traces: list[Trace], held_out: float) -> None:
     splits = assign_splits(traces, Groups(CHUNKS), held_out)
@@ -67,7 +67,7 @@ def test_sides_that_are_drawn_are_disjoint(traces: list[Trace], held_out: float)
     assert assign_splits(list(reversed(traces)), Groups(CHUNKS), held_out).sides == splits.sides
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(traces_of(declared=True))
 def test_sides_that_people_declared_are_disjoint(traces: list[Trace]) -> None:
     splits = assign_splits(traces, Groups(CHUNKS))
