@@ -59,14 +59,16 @@ def build_dataset(
         )
     reject_unused(verified, examples)
     shown = {c: chunks[c].text for example in examples for c in example.passage_ids}
+    documents = {chunks[c].document_id for c in shown} | {citation.document_id for trace in verified.held_out for citation in trace.citations}
     digest = digest_of(
         [BUILDER_VERSION, PROMPT_VERSION, seed, [e.model_dump() for e in examples], sorted(shown), sorted(trace.id for trace in verified.held_out)]
     )
     folder = workspace.datasets / digest
     if not (folder / "dataset.json").exists():
-        options = {"seed": seed, "dose": dose, "no_support": no_support, "unverified": unverified}
+        facts = {"lineage": "traces", "prompt_version": PROMPT_VERSION, "seed": seed, "dose": dose, "no_support": no_support, "unverified": unverified}
+        facts["document_ids"] = sorted(documents)  # whose text lies in the folder
         rows = {"held-out": [question_row(trace) for trace in verified.held_out]}
-        write_dataset(workspace, folder, examples, dict(sorted(shown.items())), {"lineage": "traces", "prompt_version": PROMPT_VERSION, **options}, rows)
+        write_dataset(workspace, folder, examples, dict(sorted(shown.items())), facts, rows)
     summary = enter_ledger(folder, verified)
     return {**summary, "dataset": digest, "path": workspace.relative(folder)}
 

@@ -228,11 +228,6 @@ def plan_row(source: Source) -> Example:
     return RowMaker(PassageSet([]), Mix(0)).row("plan", source, planned_query(source.trace), "plan")
 
 
-def groups_of(trace: Trace) -> list[str]:
-    """The documents a trace's rows learn from."""
-    return sorted({citation.document_id for citation in trace.citations})
-
-
 def canonical_order(ids: list[str], chunks: dict[str, Chunk]) -> list[str]:
     """Passages as a prompt shows them: in document order, so that equal sets give equal prefixes."""
     return sorted(dict.fromkeys(ids), key=lambda c: document_order(chunks[c]))
@@ -260,5 +255,5 @@ class RowMaker:
             split=source.split,
             kind=kind,
             trace_id=trace.id,
-            group_ids=groups_of(trace),
+            group_ids=list(source.groups),
         )

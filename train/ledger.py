@@ -37,6 +37,7 @@ class Source:
     retrieved: list[str]  # chunk ids
     support: tuple[str, ...]  # chunk ids that hold the cited quotes, in document order
     split: Literal["train", "validation"]  # what calibrates is never trained on
+    groups: tuple[str, ...] = ()  # that it cites, or was asked about
     failures: tuple[str, ...] = ()  # answers that a model really gave to this question and that are wrong, as a validator sees them
 
 
@@ -183,4 +184,5 @@ def _add_source(
             verified.reject(trace, "unverified, and no passage that a row may show")
             return
     support = sorted(cited, key=lambda c: (chunks[c].document, chunks[c].start))
-    verified.sources.append(Source(trace, retrieved, tuple(support), "train" if side == "train" else "validation", failures))
+    split: Literal["train", "validation"] = "train" if side == "train" else "validation"
+    verified.sources.append(Source(trace, retrieved, tuple(support), split, tuple(groups.of_trace(trace)), failures))

@@ -84,6 +84,11 @@ class Chunk(Record):
         return digest_of([document_id, chunker, start, end])
 
 
+def document_of(group_id: str) -> str:
+    """The document of a group: a group is a document, or one of its sections, DOCUMENT#HEADING."""
+    return group_id.partition("#")[0]
+
+
 class Scores(Record):
     """Every score a passage was ranked by; None where that ranking did not return it."""
 
@@ -262,7 +267,7 @@ class Example(Record):
     split: Literal["train", "validation"]
     kind: str  # e.g. answerable, no-support, unanswerable, good, bad
     trace_id: str
-    group_ids: list[str]  # documents that the row learns from
+    group_ids: list[str]  # groups (document ids, or sections of the only document) that the row learns from
 
     @property
     def digest(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.train.test_examples import corpus
 from train.examples import Mix, build_examples
 from train.ledger import Rules, is_teaching, rejection, verify_traces
-from understudy.records import Chunk, Document, Step, Trace
+from understudy.records import Chunk, Document, Step, Trace, document_of
 
 MakeDocument, MakeTrace = Callable[..., tuple[Document, list[Chunk]]], Callable[..., Trace]
 STUDENTS = frozenset({"base", "smollm2", "handbooks"})
@@ -133,3 +133,16 @@ def test_every_trace_is_accounted_for(make_document: MakeDocument, make_trace: M
     assert verified.held_out and {s.split for s in verified.sources} == {"train", "validation"}
     kept_away = {c.document_id for t in verified.held_out for c in t.citations}
     assert not any(by_id[c].document_id in kept_away for s in verified.sources for c in s.retrieved)
+
+
+def test_a_single_document_is_split_by_its_sections(make_document: MakeDocument, make_trace: MakeTrace) -> None:
+    names = ("ash", "birch", "cedar", "elm", "fir", "hazel", "lime", "maple", "oak", "pine")
+    document, chunks = make_document("a.txt", [f"The {name} keeper of house {i} waits {i + 3} days." for i, name in enumerate(names)])
+    chunks = [chunk.model_copy(update={"headings": [name, "Detail"]}) for chunk, name in zip(chunks, names, strict=True)]
+    traces = [make_trace(f"{name * 4} wait {name * 3}?", f"It waits {i + 3} days.", chunks[i], "waits", chunks) for i, name in enumerate(names)]
+    traces = [t.model_copy(update={"citations": [t.citations[0].model_copy(update={"quote": chunks[i].text})]}) for i, t in enumerate(traces)]
+    verified = verify_traces(traces, {chunk.id: chunk for chunk in chunks}, Rules(held_out=0.1))
+    sides = {split: {g for s in verified.sources if s.split == split for g in s.groups} for split in ("train", "validation")}
+    assert len(sides["train"]) == 8 and len(sides["validation"]) == 1 and not sides["train"] & sides["validation"]
+    assert {document_of(group) for groups in sides.values() for group in groups} == {document.id}
+    assert all(set(s.retrieved) == set(s.support) for s in verified.sources if s.split == "validation")
