@@ -51,7 +51,7 @@ def build_dataset(
     rules = Rules(students_of(workspace), config.retrieval.k if unverified else 0, held_out)
     verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules)
     if not verified.sources and not verified.rejections:
-        raise NotFoundError("there are no traces to learn from", "run `understudy traces import FILE`")
+        raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
     examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support), seed)
     if not examples:
         raise UnderstudyError(

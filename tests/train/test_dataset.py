@@ -131,7 +131,7 @@ def test_building_again_gives_the_same_dataset_with_the_ledger_of_now(workspace:
 
 def test_no_trace_that_may_teach_is_an_error_with_the_reasons(workspace: Workspace, tmp_path: Path) -> None:
     empty = create_workspace(str(tmp_path / "empty"), "models: {base: tiny}\n")
-    with pytest.raises(NotFoundError, match="no traces"):
+    with pytest.raises(NotFoundError, match="no expert traces"):
         build_dataset(empty)
     [trace] = [trace for trace in workspace.store.traces("default") if trace.id == "own"]
     empty.store.put_trace(trace)
