@@ -43,8 +43,8 @@ class Limits:
     max_model_len: int  # of a prompt with its completion, as served
 
 
-def lint_file(path: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits, may_be_empty: bool = False) -> list[Finding]:
-    """The findings of a chat JSONL file, in the order of its rows; raises NotFoundError where there is none."""
+def lint_file(path: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits, is_validation: bool = False) -> list[Finding]:
+    """The findings of a chat JSONL file, in the order of its rows; one for validation may be short. Raises NotFoundError where there is no file."""
     findings: list[Finding] = []
     rows: list[tuple[int, dict[str, Any]]] = []
     try:
@@ -57,9 +57,7 @@ def lint_file(path: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits, ma
         if not any(rule == "roles" for rule, _, _ in found):
             found += _repeated(row, line, seen)
         findings += [Finding(file=path.name, row=line, rule=rule, level=level, message=message) for rule, level, message in found]
-    if rows or not may_be_empty:
-        findings += _file_findings(path, len(rows))
-    return findings
+    return [*findings, *_file_findings(path, len(rows), is_validation)]
 
 
 Fault = tuple[str, Literal["error", "warning"], str]  # rule, level, message
@@ -69,8 +67,11 @@ def row_findings(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, limits
     """The faults of one row: its shape, then each turn that is learnt, as training and serving would see it."""
     faults = faults_of(row)
     yield from (("roles", "error", fault) for fault in faults)
-    if others := sorted(row.keys() - {"messages", "tools"}):
-        yield "keys", "warning", f"the keys {', '.join(others)} are not in Fireworks' documented format"
+    others = row.keys() - {"messages", "tools"}
+    if not faults:
+        others |= {key for message in row["messages"] for key in message.keys() - {"role", "content", "weight"}}
+    if others:
+        yield "keys", "warning", f"the keys {', '.join(sorted(others))} are not in Fireworks' documented format"
     if faults:
         return
     messages = [Message(role=message["role"], content=message["content"]) for message in row["messages"]]
@@ -132,17 +133,14 @@ def _repeated(row: dict[str, Any], line: int, seen: dict[str, tuple[int, str]]) 
     )
 
 
-def _file_findings(path: Path, count: int) -> list[Finding]:
-    findings = []
-    if count < FEWEST_ROWS:
-        findings.append(Finding(file=path.name, rule="rows", message=f"{count} rows are too few to train on"))
-    if not FIREWORKS_ROWS[0] <= count <= FIREWORKS_ROWS[1]:
-        findings.append(Finding(file=path.name, rule="rows", message=f"{count} rows: Fireworks takes {FIREWORKS_ROWS[0]} to {FIREWORKS_ROWS[1]:,}"))
+def _file_findings(path: Path, count: int, is_validation: bool) -> Iterator[Finding]:
+    if count < FEWEST_ROWS and not is_validation:
+        yield Finding(file=path.name, rule="rows", message=f"{count} rows are too few to train on")
+    if not FIREWORKS_ROWS[0] <= count <= FIREWORKS_ROWS[1] and (count or not is_validation):
+        level: Literal["error", "warning"] = "warning" if is_validation else "error"
+        yield Finding(file=path.name, rule="rows", level=level, message=f"{count} rows: Fireworks takes {FIREWORKS_ROWS[0]} to {FIREWORKS_ROWS[1]:,}")
     if path.stat().st_size > FIREWORKS_UPLOAD:
-        findings.append(
-            Finding(file=path.name, rule="size", level="warning", message="over 150 MB: Fireworks takes it by a signed URL only (:getUploadEndpoint)")
-        )
-    return findings
+        yield Finding(file=path.name, rule="size", level="warning", message="over 150 MB: Fireworks takes it by a signed URL only (:getUploadEndpoint)")
 
 
 def counted(findings: list[Finding]) -> dict[str, int]:

@@ -41,7 +41,7 @@ def lint(workspace: Workspace, name: str | None) -> dict[str, Any]:
 
 def lint_folder(folder: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Finding]:
     """The findings of a dataset's folder: of its chat rows, then of the rows they were rendered from, then of the whole."""
-    findings = [finding for name in FILES for finding in lint_file(folder / f"{name}.jsonl", tokenizer, limits, may_be_empty=name == "validation")]
+    findings = [finding for name in FILES for finding in lint_file(folder / f"{name}.jsonl", tokenizer, limits, is_validation=name == "validation")]
     try:
         summary, passages = read_json(folder / "dataset.json"), read_json(folder / "passages.json")
         examples = []

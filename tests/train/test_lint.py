@@ -42,6 +42,7 @@ def found(rows: list[Any], path: Path, tokenizer: PreTrainedTokenizerFast) -> li
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "roles", "error"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "roles", "error"),
         ({"messages": [{**USER, "content": "Say:"}, ASSISTANT], "kind": "x"}, "keys", "warning"),
+        ({"messages": [{**USER, "content": "Say:", "name": "Ann"}, ASSISTANT]}, "keys", "warning"),
         ({"messages": [{**USER, "content": "x y " * 400}, ASSISTANT]}, "mask", "error"),
         ({"messages": [{**USER, "content": "x y " * 100}, {**ASSISTANT, "content": "z w " * 55}]}, "length", "warning"),
         ({"messages": [{**USER, "content": "x y " * 100}, {**ASSISTANT, "content": "z w " * 100}]}, "length", "error"),
@@ -62,6 +63,7 @@ def test_a_file_that_is_not_whole_is_found(tmp_path: Path, tokenizer: PreTrained
     assert found([], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2  # here and on Fireworks
     assert found(FINE[:1], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2
     assert found(FINE[:2], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")]
+    assert [f.level for f in lint_file(tmp_path / "chat.jsonl", tokenizer, LIMITS, is_validation=True)] == ["warning"]  # for Fireworks alone
 
 
 @pytest.mark.parametrize(
