@@ -19,7 +19,7 @@ from understudy.adapters import manifests
 from understudy.errors import DocumentError, NotFoundError
 from understudy.files import read_json
 from understudy.progress import Progress
-from understudy.records import Document
+from understudy.records import Document, document_of
 from understudy.workspace import Workspace
 
 Load = Callable[[Path], list[Document]]
@@ -198,7 +198,7 @@ def find_documents(workspace: Workspace, wanted: str) -> list[Document]:
 
 def learnt_from(workspace: Workspace, document_ids: set[str]) -> dict[str, Any]:
     """What holds these documents' content beyond the corpus: adapters and datasets by name, and how many traces cite them."""
-    adapters = [manifest.served_name for manifest, _ in manifests(workspace) if document_ids & set(manifest.group_ids)]
-    datasets = [f.parent.name for f in sorted(workspace.datasets.glob("*/dataset.json")) if document_ids & set(read_json(f).get("group_ids", []))]
+    adapters = [manifest.served_name for manifest, _ in manifests(workspace) if document_ids & {document_of(group) for group in manifest.group_ids}]
+    datasets = [f.parent.name for f in sorted(workspace.datasets.glob("*/dataset.json")) if document_ids & set(read_json(f).get("document_ids", []))]
     traces = sum(any(c.document_id in document_ids for c in trace.citations) for trace in workspace.store.traces(workspace.config.tenant))
     return {"adapters": adapters, "datasets": datasets, "traces": traces}

@@ -43,8 +43,9 @@ def read_rows(dataset: Path, adapter: str) -> list[Row]:
     rows: dict[str, Row] = {}
     for values in read_jsonl(dataset / "examples.jsonl"):
         example = Example.model_validate(values)
-        if example.task == "answer":
-            messages = answer_messages(example.question, [passages[chunk_id] for chunk_id in example.passage_ids])
+        if example.task in ("answer", "chat"):
+            shown = [passages[chunk_id] for chunk_id in example.passage_ids]
+            messages = example.messages if example.task == "chat" else answer_messages(example.question, shown)
             rows.setdefault(messages[-1].content, Row(messages, example.target, example.split))
     if not rows:
         raise NotFoundError(f"the dataset {dataset.name[:12]} of {adapter} has no answer rows", "import expert answers, build the dataset and train again")

@@ -1,7 +1,7 @@
 """Which rows are computed together: sets of passages as units, packed under a budget of distinct tokens.
 
-Every row is seen once an epoch. The order of sets, and the order of passages within each set, are drawn
-anew each epoch from the seed; rows of one set always share one order, so that they keep their prefix.
+Every row is seen once an epoch. The order of sets, and which distractors each set shows in what order, are drawn
+anew each epoch from the seed; rows of one set always share them, so that they keep their prefix.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from train.dataset import render
+from train.examples import draw_passages
 from train.recipe import Recipe
 from train.trie import Row, distinct_tokens
 from understudy.chat import encode_example
-from understudy.digests import digest_of
 from understudy.records import Example
 
 PLAN_ROWS = 12  # plan rows share only their short prefix; so many make a unit
@@ -34,12 +34,12 @@ class Batcher:
         rng = random.Random(f"{seed}/{epoch}")
         units = list(self.units)
         rng.shuffle(units)
-        return [batch for unit in units for batch in self._split(self._encode(unit, random.Random(f"{seed}/{epoch}/{digest_of(unit[0].passage_ids)}")))]
+        return [batch for unit in units for batch in self._split(self._encode(unit, draw_passages(unit[0], seed, epoch)))]
 
     def canonical(self) -> Iterator[list[Row]]:
         """Every row in the passage order of inference, for validation."""
         for unit in self.units:
-            yield from self._split(self._encode(unit, None))
+            yield from self._split(self._encode(unit, unit[0].passage_ids))
 
     def _make_units(self, examples: list[Example]) -> list[list[Example]]:
         by_set: dict[tuple[str, ...], list[Example]] = defaultdict(list)
@@ -51,15 +51,12 @@ class Batcher:
         plans = by_set.pop((), [])
         return [*by_set.values(), *(plans[i : i + PLAN_ROWS] for i in range(0, len(plans), PLAN_ROWS))]
 
-    def _encode(self, unit: list[Example], rng: random.Random | None) -> list[Row]:
-        order = list(unit[0].passage_ids)
-        if rng is not None:
-            rng.shuffle(order)
+    def _encode(self, unit: list[Example], order: list[str]) -> list[Row]:
         return [self._row(example, order) for example in unit]
 
     def _row(self, example: Example, order: list[str]) -> Row:
         messages = render(example.model_copy(update={"passage_ids": order}), self._passages)
-        weight = {"plan": self._recipe.plan_weight, "answer": 1.0, "validate": self._recipe.validate_weight}[example.task]
+        weight = {"plan": self._recipe.plan_weight, "answer": 1.0, "validate": self._recipe.validate_weight, "chat": 1.0}[example.task]
         first = self._recipe.decision_weight * example.weight if example.task == "answer" else None
         return Row(encode_example(self._tokenizer, messages, example.target), weight * example.weight, first)
 

@@ -1,140 +1,160 @@
 """Build a dataset: verified traces in, chat JSONL with splits, a ledger of rejections and lineage out.
 
-datasets/DIGEST/  train.jsonl validation.jsonl  chat rows {"messages", …} that TRL and Fireworks accept
-                  examples.jsonl passages.json  the unrendered rows, so that passage order can change by epoch
-                  ledger.jsonl dataset.json     what was rejected and why; counts and lineage
+datasets/DIGEST/  train.jsonl validation.jsonl  rows {"messages": […]}, as TRL and Fireworks take them; train.jsonl is epoch 0
+                  held-out.jsonl                a question file for `evaluate`; no row shows or asks any of it
+                  examples.jsonl passages.json  the unrendered rows, so that passages and their order can change by epoch
+                  ledger.jsonl dataset.json     which traces were rejected and why; counts and lineage
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rag.citations import find_quote
-from rag.prompts import PROMPT_VERSION, answer_messages, plan_messages, validate_messages
-from train.examples import Mix, Source, build_examples
+from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
+from train.examples import Mix, build_examples, draw_passages, planned_query
+from train.ledger import Rejection, Rules, Verified, verify_traces
+from understudy.adapters import manifests
 from understudy.digests import canonical_json, digest_of
-from understudy.errors import NotFoundError, UnderstudyError
+from understudy.errors import NotFoundError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from understudy.models import model_path
-from understudy.records import Chunk, Example, Message, Trace
+from understudy.records import Example, Message, Trace
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BUILDER_VERSION = 1
-ACCEPTED_SCORE = 0.5  # a trace validated below this teaches nothing
-FIREWORKS_MINIMUM = 3  # rows
+BUILDER_VERSION = 2
+HELD_OUT_SHARE = 0.1  # of the traces, kept for evaluation where no side was declared on import
+IMPORTED = "imported file"  # lineage of a dataset whose rows come from a file of conversations
 
 
-def build_dataset(workspace: Workspace, seed: int, unverified: bool = False) -> dict[str, Any]:
+def build_dataset(
+    workspace: Workspace,
+    seed: int = 0,
+    unverified: bool = False,
+    held_out: float = HELD_OUT_SHARE,
+    dose: int | None = None,
+    no_support: float = Mix.no_support,
+) -> dict[str, Any]:
     """Build the dataset of the traces of experts, teachers and other systems; the result is the command's JSON.
 
-    Imported traces without recovered passages or support take part where `unverified` asks for them. The same
-    traces, corpus and seed give the same digest, and an existing dataset is reused.
+    Imported traces without recovered passages or support take part where `unverified` asks for them; `held_out` is a share of the traces,
+    `dose` and `no_support` are Mix's. The same traces, corpus and options give the same digest, and an existing dataset is reused.
     Raises NotFoundError where there are no traces, UnderstudyError where none of them may teach.
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
-    traces = [trace for trace in workspace.store.traces(config.tenant) if is_teaching(trace)]
-    if not traces:
+    rules = Rules(students_of(workspace), config.retrieval.k if unverified else 0, held_out)
+    verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules)
+    if not verified.sources and not verified.rejections:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
-    sources, ledger = verify_traces(traces, chunks, config.retrieval.k if unverified else 0)
-    examples = build_examples(sources, chunks, Mix(k=config.retrieval.k), seed)
+    examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support), seed)
     if not examples:
-        raise UnderstudyError("no trace may teach: " + _reasons(ledger), "see the reasons above; `understudy traces ls` lists the traces")
-    shown = {c: chunks[c] for example in examples for c in example.passage_ids}
-    digest = digest_of([BUILDER_VERSION, PROMPT_VERSION, seed, [e.model_dump() for e in examples], sorted(shown)])
+        raise UnderstudyError(
+            f"no trace may teach: {canonical_json(verified.reasons)}", "see the reasons above; import experts' answers with `understudy traces import FILE`"
+        )
+    reject_unused(verified, examples)
+    shown = {c: chunks[c].text for example in examples for c in example.passage_ids}
+    documents = {chunks[c].document_id for c in shown} | {citation.document_id for trace in verified.held_out for citation in trace.citations}
+    digest = digest_of(
+        [BUILDER_VERSION, PROMPT_VERSION, seed, [e.model_dump() for e in examples], sorted(shown), sorted(trace.id for trace in verified.held_out)]
+    )
     folder = workspace.datasets / digest
     if not (folder / "dataset.json").exists():
-        _write_dataset(workspace, folder, examples, shown, ledger, {s.trace.id: s.trace for s in sources})
-    return {**summary_of(folder), "dataset": digest, "path": workspace.relative(folder), "rejected": dict(Counter(row["reason"] for row in ledger))}
+        facts = {"lineage": "traces", "prompt_version": PROMPT_VERSION, "seed": seed, "dose": dose, "no_support": no_support, "unverified": unverified}
+        facts["document_ids"] = sorted(documents)  # whose text lies in the folder
+        rows = {"held-out": [question_row(trace) for trace in verified.held_out]}
+        write_dataset(workspace, folder, examples, dict(sorted(shown.items())), facts, rows)
+    summary = enter_ledger(folder, verified)
+    return {**summary, "dataset": digest, "path": workspace.relative(folder)}
 
 
-def is_teaching(trace: Trace) -> bool:
-    """Whether a trace comes from a teacher, simulated or escalated to: never the student's own unreviewed answers."""
-    return trace.source != "model" or "teacher" in trace.metadata or "escalated" in trace.metadata
+def students_of(workspace: Workspace) -> frozenset[str]:
+    """The names under which the model that is trained here answers: the base's and every adapter's."""
+    return frozenset({"base", workspace.config.models.base, *(manifest.name for manifest, _ in manifests(workspace))})
 
 
-def verify_traces(traces: list[Trace], chunks: dict[str, Chunk], unverified_k: int = 0) -> tuple[list[Source], list[dict[str, str]]]:
-    """The traces that may teach, and a ledger row for each that may not.
+def reject_unused(verified: Verified, examples: list[Example]) -> None:
+    """Enter in the ledger what made no row after all."""
+    used = {example.trace_id for example in examples}
+    for source in verified.sources:
+        if source.trace.id not in used:
+            verified.reject(source.trace, "no passage of its side may be shown")
+    verified.sources = [source for source in verified.sources if source.trace.id in used]
 
-    An unverified one is shown the best `unverified_k` passages of its retrieval, for want of a known support; 0 leaves all of them out.
 
-    Rows may only show passages of documents that the traces themselves cite or ask about: what is kept for
-    evaluation is never seen in training, not even as a distractor.
+def enter_ledger(folder: Path, verified: Verified) -> dict[str, Any]:
+    """Write the ledger of the last build beside its dataset, and its counts into the summary, which is returned.
+
+    The dataset is the newest from then on.
     """
-    ledger: list[dict[str, str]] = []
-    kept = []
-    for trace in traces:
-        reason = rejection(trace, chunks, unverified_k > 0)
-        if reason:
-            ledger.append({"trace_id": trace.id, "question": trace.question, "reason": reason})
-        else:
-            kept.append(trace)
-    splits = assign_splits(kept)
-    allowed: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for trace in kept:
-        allowed[splits[trace.id]] |= {citation.document_id for citation in trace.citations}
-    sources = []
-    for trace in kept:
-        shown = dict.fromkeys(chunk_id for step in trace.steps if step.name == "retrieve" for chunk_id in step.passage_ids)
-        retrieved = [c for c in shown if c in chunks and chunks[c].document_id in allowed[splits[trace.id]]]
-        cited = {citation.chunk_id for citation in trace.citations}
-        if "unverified" in trace.metadata and not cited:
-            cited = set(retrieved[:unverified_k])
-            if not cited:
-                ledger.append({"trace_id": trace.id, "question": trace.question, "reason": "unverified, and no passage that a row may show"})
-                continue
-        support = sorted(cited, key=lambda c: (chunks[c].document, chunks[c].start))
-        sources.append(Source(trace, retrieved, tuple(support), splits[trace.id]))
-    return sources, ledger
+    write_jsonl(folder / "ledger.jsonl", [rejection.model_dump() for rejection in verified.rejections])
+    traces = {"kept": len(verified.sources), "held_out": len(verified.held_out), "rejected": len(verified.rejections)}
+    summary = {**read_json(folder / "dataset.json"), "traces": traces, "rejected": verified.reasons}
+    write_json(folder / "dataset.json", summary)
+    return summary
 
 
-def rejection(trace: Trace, chunks: dict[str, Chunk], unverified: bool = False) -> str | None:
-    """Why a trace may not teach, or None."""
-    is_unverified = "unverified" in trace.metadata
-    if is_unverified and not unverified:
-        return "unverified"
-    if not trace.complete:
-        return "incomplete"
-    if trace.score is not None and trace.score < ACCEPTED_SCORE:
-        return "validated below the threshold"
-    if not trace.abstained and not trace.citations and not is_unverified:
-        return "no citation"
-    for citation in trace.citations:
-        chunk = chunks.get(citation.chunk_id)
-        if chunk is None:
-            return "cites a chunk that is no longer in the corpus"
-        if find_quote(citation.quote, chunk.text) is None:
-            return "quote not verbatim in the cited chunk"
-    return None
+def write_dataset(
+    workspace: Workspace,
+    folder: Path,
+    examples: list[Example],
+    passages: dict[str, str],
+    facts: dict[str, Any],
+    files: dict[str, list[dict[str, Any]]] | None = None,
+) -> None:
+    """Write a dataset's folder, whole or not at all; `facts` go into its summary, and `files` beside it (rows by name)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model_path(workspace, workspace.config.models.base)), local_files_only=True)
+    train, validation = ([example for example in examples if example.split == split] for split in ("train", "validation"))
+    tokens, sharing = sharing_of(train, passages, tokenizer)
+    validations = [example for example in examples if example.task == "validate"]
+    answers = [example for example in examples if example.task == "answer"]
+    summary = {
+        "schema_version": 1,
+        **facts,
+        "examples": {"train": len(train), "validation": len(validation)},
+        "by_step": dict(Counter(example.task for example in examples)),
+        "by_kind": dict(Counter(example.kind for example in examples)),
+        "abstention_share": share(answers, sum(example.target == ABSTENTION for example in answers)),
+        "bad_share": share(validations, sum(example.kind.startswith("bad") for example in validations)),
+        "tokens": tokens,
+        "sharing": round(sharing, 3),
+        "tenants": [workspace.config.tenant],
+        "group_ids": sorted({g for e in train for g in e.group_ids}),
+        "question_digests": sorted({digest_of(e.question) for e in train}),
+    }
+    with whole_folder(folder) as scratch:
+        write_jsonl(scratch / "train.jsonl", [chat_row(epoch_zero(e, facts.get("seed", 0)), passages) for e in train])
+        write_jsonl(scratch / "validation.jsonl", [chat_row(e, passages) for e in validation])
+        for name, rows in (files or {}).items():
+            write_jsonl(scratch / f"{name}.jsonl", rows)
+        write_jsonl(scratch / "examples.jsonl", [example.model_dump(exclude_defaults=True) for example in examples])
+        write_json(scratch / "passages.json", passages)
+        write_jsonl(scratch / "ledger.jsonl", [])
+        write_json(scratch / "dataset.json", summary)
 
 
-def assign_splits(traces: list[Trace]) -> dict[str, Literal["train", "validation"]]:
-    """Train or validation for each trace: by the split it was imported into, else by whole documents (about a tenth).
+def share(rows: list[Example], count: int) -> float | None:
+    """A count as a share of rows, None where there are none."""
+    return round(count / len(rows), 4) if rows else None
 
-    A trace that cites documents on both sides goes to train with both: nothing of it may validate.
-    """
-    declared = {trace.id for trace in traces if trace.metadata.get("split") == "calibration"}
-    documents = sorted({citation.document_id for trace in traces for citation in trace.citations})
-    picked = {d for d in documents if int(hashlib.sha256(d.encode()).hexdigest(), 16) % 10 == 0}
-    if len(documents) < 5:
-        picked = set()  # too few to spare one; the training loss alone is reported
-    splits: dict[str, Literal["train", "validation"]] = {}
-    for trace in traces:
-        cited = {citation.document_id for citation in trace.citations}
-        by_document = bool(cited) and cited <= picked and not declared
-        splits[trace.id] = "validation" if trace.id in declared or by_document else "train"
-    return splits
+
+def epoch_zero(example: Example, seed: int) -> Example:
+    """A row with the passages that its first epoch shows."""
+    return example.model_copy(update={"passage_ids": draw_passages(example, seed, 0)})
 
 
 def render(example: Example, passages: dict[str, str]) -> list[Message]:
     """The prompt of a row, by the renderer that inference uses. `passages` are texts by chunk id."""
     texts = [passages[c] for c in example.passage_ids]
+    if example.task == "chat":
+        return example.messages
     if example.task == "plan":
         return plan_messages(example.question)
     if example.task == "answer":
@@ -142,27 +162,77 @@ def render(example: Example, passages: dict[str, str]) -> list[Message]:
     return validate_messages(example.question, texts, example.proposal)
 
 
+def chat_row(example: Example, passages: dict[str, str]) -> dict[str, Any]:
+    """A row as TRL and Fireworks take it: the messages and nothing else."""
+    messages = [message.model_dump() for message in render(example, passages)]
+    return {"messages": [*messages, {"role": "assistant", "content": example.target}]}
+
+
+def question_row(trace: Trace) -> dict[str, Any]:
+    """A held-out trace as a row of a question file."""
+    return {
+        "id": trace.metadata.get("question_id") or trace.id,
+        "question": trace.question,
+        "answer": None if trace.abstained else trace.answer,
+        "quotes": [citation.quote for citation in trace.citations],
+        "documents": [citation.document for citation in trace.citations],
+        "pages": [citation.page for citation in trace.citations],
+        "query": planned_query(trace),
+        "type": trace.metadata.get("type", ""),
+        "tenant": trace.tenant,
+    }
+
+
 def read_dataset(folder: Path) -> tuple[list[Example], dict[str, str], dict[str, Any]]:
-    """(examples, passage texts by chunk id, summary) of a dataset; raises NotFoundError or StorageError."""
+    """(examples, passage texts by chunk id, summary) of a dataset.
+
+    Raises NotFoundError, StorageError, or TrainingError where it was built for other prompts than inference renders now.
+    """
     summary = read_json(folder / "dataset.json")
+    if summary["prompt_version"] not in (PROMPT_VERSION, IMPORTED):
+        raise TrainingError(
+            f"the dataset {folder.name[:12]} was built for prompts {summary['prompt_version']}, and these are {PROMPT_VERSION}",
+            "run `understudy dataset build`",
+        )
     examples = [Example.model_validate(row) for row in read_jsonl(folder / "examples.jsonl")]
     return examples, read_json(folder / "passages.json"), summary
 
 
+def read_ledger(folder: Path) -> list[Rejection]:
+    """The rejections of the last build of a dataset."""
+    return [Rejection.model_validate(row) for row in read_jsonl(folder / "ledger.jsonl")]
+
+
 def newest_dataset(workspace: Workspace) -> Path:
-    """The dataset built last; raises NotFoundError where there is none."""
-    found = sorted(workspace.datasets.glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """The dataset built last; imported files are none of them. Raises NotFoundError where there is none."""
+    found = sorted(workspace.datasets.glob("*/dataset.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    built = next((file.parent for file in found if read_json(file).get("lineage") != IMPORTED), None)
+    if built is None:
         raise NotFoundError("no dataset has been built", "run `understudy dataset build`")
-    return found[-1].parent
+    return built
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """Counts of a dataset."""
-    return dict(read_json(folder / "dataset.json"))
+def find_dataset(workspace: Workspace, name: str | None = None) -> Path:
+    """The folder of a dataset: the newest, or the one called by its digest's beginning, its folder, or a file of conversations (imported then).
+
+    Raises NotFoundError, and what import_chat_file raises.
+    """
+    if not name:
+        return newest_dataset(workspace)
+    path = Path(name)
+    if path.is_file():
+        from train.chat_file import import_chat_file
+
+        return import_chat_file(workspace, path)
+    if (path / "dataset.json").is_file():
+        return path
+    matching = [folder.parent for folder in workspace.datasets.glob("*/dataset.json") if folder.parent.name.startswith(name)]
+    if len(matching) != 1:
+        raise NotFoundError(f"no single dataset is called {name}", "give a folder, a chat JSONL file, or the beginning of a digest in datasets/")
+    return matching[0]
 
 
-def sharing_of(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, float]:
+def sharing_of(examples: Iterable[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, float]:
     """(tokens of all rows, tokens ÷ distinct trie tokens within each set of passages)."""
     from train.trie import Row, distinct_tokens
     from understudy.chat import encode_example
@@ -173,45 +243,3 @@ def sharing_of(examples: list[Example], passages: dict[str, str], tokenizer: Pre
         groups.setdefault(tuple(example.passage_ids), []).append(Row(encoded))
     tokens = sum(len(row.encoded.ids) for rows in groups.values() for row in rows)
     return tokens, tokens / max(1, sum(distinct_tokens(rows) for rows in groups.values()))
-
-
-def _write_dataset(
-    workspace: Workspace, folder: Path, examples: list[Example], shown: dict[str, Chunk], ledger: list[dict[str, str]], traces: dict[str, Trace]
-) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model_path(workspace, workspace.config.models.base)), local_files_only=True)
-    passages = {chunk_id: chunk.text for chunk_id, chunk in sorted(shown.items())}
-    tokens, sharing = sharing_of([e for e in examples if e.split == "train"], passages, tokenizer)
-    counts = Counter(example.split for example in examples)
-    used = {traces[example.trace_id].id: traces[example.trace_id] for example in examples}
-    with whole_folder(folder) as scratch:
-        for split in ("train", "validation"):
-            write_jsonl(scratch / f"{split}.jsonl", [_chat_row(e, passages) for e in examples if e.split == split])
-        write_jsonl(scratch / "examples.jsonl", [example.model_dump() for example in examples])
-        write_json(scratch / "passages.json", passages)
-        write_jsonl(scratch / "ledger.jsonl", ledger)
-        write_json(
-            scratch / "dataset.json",
-            {
-                "schema_version": 1,
-                "prompt_version": PROMPT_VERSION,
-                "examples": {"train": counts["train"], "validation": counts["validation"]},
-                "by_step": dict(Counter(example.task for example in examples)),
-                "tokens": tokens,
-                "sharing": round(sharing, 3),
-                "by_kind": dict(Counter(example.kind for example in examples)),
-                "tenants": sorted({trace.tenant for trace in used.values()}),
-                "group_ids": sorted({g for e in examples if e.split == "train" for g in e.group_ids}),
-                "question_digests": sorted({digest_of(e.question) for e in examples if e.split == "train"}),
-            },
-        )
-
-
-def _chat_row(example: Example, passages: dict[str, str]) -> dict[str, Any]:
-    messages = [message.model_dump() for message in render(example, passages)]
-    return {"messages": [*messages, {"role": "assistant", "content": example.target}], "task": example.task, "kind": example.kind, "trace_id": example.trace_id}
-
-
-def _reasons(ledger: list[dict[str, str]]) -> str:
-    return canonical_json(Counter(row["reason"] for row in ledger))

@@ -84,6 +84,11 @@ class Chunk(Record):
         return digest_of([document_id, chunker, start, end])
 
 
+def document_of(group_id: str) -> str:
+    """The document of a group: a group is a document, or one of its sections, DOCUMENT#HEADING."""
+    return group_id.partition("#")[0]
+
+
 class Scores(Record):
     """Every score a passage was ranked by; None where that ranking did not return it."""
 
@@ -250,16 +255,19 @@ class CacheTotals(Record):
 class Example(Record):
     """A training row, kept unrendered so that passage order can change by epoch."""
 
-    task: Literal["plan", "answer", "validate"]
+    task: Literal["plan", "answer", "validate", "chat"]
     question: str
     passage_ids: list[str]  # chunk ids, in canonical order
+    optional_ids: list[str] = Field(default_factory=list)  # passages that an epoch may leave out, the same for every row of the set
+    support_ids: list[str] = Field(default_factory=list)  # chunk ids that hold what the trace cites, shown or not
+    messages: list[Message] = Field(default_factory=list)  # chat: the prompt, of an imported conversation
     proposal: str = ""  # validate: the answer to be judged
     target: str
     weight: float = 1.0
     split: Literal["train", "validation"]
     kind: str  # e.g. answerable, no-support, unanswerable, good, bad
     trace_id: str
-    group_ids: list[str]  # documents that the row learns from
+    group_ids: list[str]  # groups (document ids, or sections of the only document) that the row learns from
 
     @property
     def digest(self) -> str:

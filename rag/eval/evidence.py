@@ -105,11 +105,11 @@ def unsupported_sentences(answer: str, shown: list[Chunk]) -> tuple[int, int]:
     """(unsupported, all) sentences of an answer: one is unsupported when it states a number that no passage
     states, or when too few of its content words, stemmed, are in the passages."""
     text = " ".join(chunk.text for chunk in shown)
-    stems, numbers = set(tokenize([text])[0]), set(_numbers(text))
+    stems, numbers = set(tokenize([text])[0]), set(numbers_in(text))
     unsupported = total = 0
     for sentence in split_sentences(answer):
         words = [word for word in tokenize([sentence])[0] if not word.isdigit()]
-        stated = _numbers(sentence)
+        stated = numbers_in(sentence)
         if not words and not stated:
             continue
         total += 1
@@ -151,6 +151,6 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _numbers(text: str) -> list[str]:
+def numbers_in(text: str) -> list[str]:
     """Numbers with thousands separators removed: 1,000 and 1000 are one number."""
     return [re.sub(r",(?=\d{3}(?!\d))", "", number) for number in re.findall(r"\d+(?:[.,]\d+)*", text)]

@@ -222,11 +222,11 @@ def test_pages_without_text_are_named(take: Take, tmp_path: Path) -> None:
 def adapter_of(workspace: Workspace, document_id: str) -> None:
     manifest = AdapterManifest(
         name="tiny", digest="d" * 64, base="b", base_digest="", served_base_digest="", quantisation="none", tokenizer_digest="", chat_template_digest="",
-        prompt_version="", dataset_digest="", recipe={}, seed=0, rank=1, alpha=1, targets=[], packages={}, metrics={}, tenants=[], group_ids=[document_id],
-        question_digests=[], created_at=0.0,
+        prompt_version="", dataset_digest="", recipe={}, seed=0, rank=1, alpha=1, targets=[], packages={}, metrics={}, tenants=[],
+        group_ids=[f"{document_id}#Scope"], question_digests=[], created_at=0.0,
     )  # fmt: skip
     write(workspace.adapters / "tiny" / manifest.digest / "manifest.json", manifest.model_dump_json())
-    write(workspace.datasets / "abc" / "dataset.json", json.dumps({"group_ids": [document_id]}))
+    write(workspace.datasets / "abc" / "dataset.json", json.dumps({"document_ids": [document_id]}))
 
 
 def test_a_removed_document_lists_what_was_learnt_and_a_purge_leaves_no_byte(take: Take, workspace: Workspace, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from rag.recorded import Budget, BudgetReached, CallLog, RecordedClient
 from rag.retrieve import Retriever, open_retriever
 from rag.simulate import KnownQuestions, Plan, simulate, spread, visits_of
 from tests.conftest import workspace_of_notes
-from train.dataset import is_teaching, verify_traces
+from train.ledger import is_teaching, verify_traces
 from understudy.client import Model
 from understudy.errors import EndpointError, StorageError
 from understudy.progress import show_progress
@@ -137,9 +137,9 @@ def test_questions_that_hold_become_a_teachers_traces(workspace: Workspace, retr
         assert (trace.source, trace.metadata["teacher"], trace.metadata["split"]) == ("model", "teacher", "train")
         assert [citation.chunk_id for citation in trace.citations] == [trace.metadata["written_from"]]
         assert [step.name for step in trace.steps] == ["plan", "retrieve", "answer", "validate"]
-    sources, ledger = verify_traces(kept(workspace), retriever.chunks)
-    assert ledger == []
-    assert all(is_teaching(source.trace) and source.support == (source.trace.metadata["written_from"],) for source in sources)
+    verified = verify_traces(kept(workspace), retriever.chunks)
+    assert verified.rejections == []
+    assert all(is_teaching(source.trace) and source.support == (source.trace.metadata["written_from"],) for source in verified.sources)
     report = json.loads((workspace.root / result["report"]).read_text())
     assert {row["reason"] for row in report["rejections"]} == {"a duplicate"}
 

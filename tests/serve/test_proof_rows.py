@@ -59,6 +59,15 @@ def test_rows_are_rendered_from_the_dataset_and_counted_once(tmp_path: Path) -> 
     assert "It was me." in only.messages[-1].content and only.target == "Answer: me"
 
 
+def test_an_imported_conversation_is_proven_as_it_is(tmp_path: Path) -> None:
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="Who?")]
+    values = {"task": "chat", "question": "Who?", "passage_ids": [], "messages": turns, "target": "Me."}
+    example = Example.model_validate(values | {"split": "train", "kind": "imported", "trace_id": "t", "group_ids": []})
+    write_jsonl(tmp_path / "examples.jsonl", [example.model_dump(exclude_defaults=True)])
+    write_json(tmp_path / "passages.json", {})
+    assert [(row.messages, row.target) for row in read_rows(tmp_path, "a@1")] == [(turns, "Me.")]
+
+
 def test_a_deleted_dataset_is_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="dataset gone of a@1") as caught:
         read_rows(tmp_path / "gone", "a@1")

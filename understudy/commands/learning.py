@@ -1,4 +1,4 @@
-"""dataset build, train, adapters ls/show/verify."""
+"""train, adapters ls/show/verify."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from argparse import Namespace
 from understudy.adapters import find_adapter, manifests, verify_adapter
 from understudy.commands import Outcome, report, workspace_of
 from understudy.progress import show_progress
-
-
-def dataset_build(args: Namespace) -> Outcome:
-    """Build the dataset of what teachers answered."""
-    from train.dataset import build_dataset
-
-    result = build_dataset(workspace_of(args), args.seed, args.unverified)
-    examples, steps = result["examples"], ", ".join(f"{count} {name}" for name, count in sorted(result["by_step"].items()))
-    lines = [
-        f"dataset {result['dataset'][:12]}: {examples['train']} training rows, {examples['validation']} for validation ({steps});"
-        f" sharing {result['sharing']:.2f}",
-        *(f"rejected {count}: {reason}" for reason, count in result["rejected"].items()),
-    ]
-    return Outcome(result, lines)
 
 
 def train(args: Namespace) -> Outcome:
