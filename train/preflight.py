@@ -41,7 +41,8 @@ def check_leaks(train_rows: list[Example], validation_rows: list[Example]) -> No
     questions = {example.question: None for example in validation_rows if _asked(example) in asked}
     shared = {group for example in validation_rows for group in example.group_ids} & groups
     if questions or shared:
-        told = [f"{len(questions)} questions, such as {next(iter(questions))[:60]!r}"] * bool(questions) + [f"{len(shared)} groups of documents"] * bool(shared)
+        told = [f"{len(questions)} questions, such as {question[:60]!r}" for question in list(questions)[:1]]
+        told += [f"{len(shared)} groups of documents"] if shared else []
         raise TrainingError(
             f"training and validation share {' and '.join(told)}",
             "build the dataset again; what is imported with --split calibration must ask about documents of its own",
