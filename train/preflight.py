@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from train.batches import Batcher
 from train.dataset import render
+from train.memory import activation_bytes, free_bytes, head_bytes, optimiser_bytes
 from train.recipe import Recipe
+from train.trie import Row, distinct_tokens, merge_tries
 from understudy.chat import encode_example, template_digest
 from understudy.digests import digest_of
 from understudy.errors import StorageError, TrainingError, UsageError
@@ -64,6 +66,16 @@ def check_disk(run: Path, model: PreTrainedModel) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise StorageError(f"{place} has {free / 1e6:.0f} MB free, and this run needs {needed / 1e6:.0f} MB", "free space, then train again")
+
+
+def check_memory(model: PreTrainedModel, recipe: Recipe, batches: list[list[Row]]) -> str:
+    """What the largest of the batches will take, for a person; raises TrainingError where that is more than there is."""
+    largest = merge_tries(max(batches, key=distinct_tokens))
+    needed, free = optimiser_bytes(model, recipe) + activation_bytes(model, recipe, largest) + head_bytes(model, largest), free_bytes()
+    told = f"the largest batch, of {len(largest.ids)} tokens, takes {needed / 1e9:.1f} GB besides the model"
+    if needed > free:
+        raise TrainingError(f"{told}, and {free / 1e9:.1f} GB are free", "lower tokens_per_batch, or set gradient_checkpointing=true")
+    return told
 
 
 def describe_rows(batcher: Batcher, tokenizer: PreTrainedTokenizerBase) -> list[str]:

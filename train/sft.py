@@ -21,7 +21,7 @@ from train.checkpoint import Position, TrainingState, load_checkpoint, newest_ch
 from train.dataset import newest_dataset, read_dataset
 from train.metrics import Metrics, find_reporters
 from train.optimiser import make_optimizer
-from train.preflight import check_disk, check_layers, check_leaks, check_rows, describe_rows, sample_of, shown_row
+from train.preflight import check_disk, check_layers, check_leaks, check_memory, check_rows, describe_rows, sample_of, shown_row
 from train.processes import Processes
 from train.recipe import Recipe
 from train.schedule import has_stalled, learning_rate, share_done, thaw
@@ -31,7 +31,7 @@ from train.warm_start import find_warm_start, load_warm_start
 from understudy.chat import template_digest
 from understudy.digests import digest_of, digest_of_file
 from understudy.models import model_path, weights_digest
-from understudy.progress import Progress, is_colourful
+from understudy.progress import Progress, SilentProgress, is_colourful
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     find_reporters(recipe.report_to)
     processes = Processes()
     processes.check(recipe)
+    if not processes.is_main:
+        report, progress = (lambda _: None), SilentProgress
     dataset = newest_dataset(workspace)
     examples, passages, summary = read_dataset(dataset)
     base_id = recipe.base or workspace.config.models.base
@@ -80,6 +82,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     if start:
         load_warm_start(model, start[1])
     check_disk(run, model)
+    report(check_memory(model, recipe, batcher.epoch(recipe.seed, 0)))
     with processes.main_first():
         served = served_base(workspace.models, base, base_id, recipe.quantisation)
     position = fit(model, batcher, validator, recipe, run, report, progress, processes)
@@ -104,14 +107,8 @@ def fit(
 ) -> Position:
     """The training loop. Raises TrainingError when a gradient is not finite or memory runs out, KeyboardInterrupt when asked to stop; a checkpoint stays."""
     processes = processes or Processes()
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    state = TrainingState(parameters, make_optimizer(parameters.values(), recipe))
-    load_checkpoint(run, state)
+    state = start_or_resume(model, recipe, run, report)
     position = state.position
-    if position.steps:
-        report(f"resuming at step {position.steps}, after {position.seconds:.0f} s of training")
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     epochs = [batcher.epoch(recipe.seed, epoch) for epoch in range(recipe.epochs)]
     total = sum(len(batches) for batches in epochs)
     saved = time.monotonic()
@@ -119,35 +116,53 @@ def fit(
         shown = 0
         while (done := share_done(position, total, recipe)) < 1.0 and not has_stalled(position, recipe):
             began = time.monotonic()
-            rows = epochs[position.epoch][position.batch : position.batch + recipe.batches_per_step]
+            batches = epochs[position.epoch][position.batch : position.batch + recipe.batches_per_step]
             rate = learning_rate(done, recipe)
-            thaw(parameters, done, recipe)
-            torch.manual_seed(int(digest_of([recipe.seed, position.steps, processes.index])[:15], 16))  # dropout's, the same whether resumed or not
-            with explained(run, position.steps + 1, lambda: [batcher.describe(row) for batch in rows for row in batch]):  # noqa: B023 - called at once
-                step = take_step(model, state.optimizer, [merge_tries(batch) for batch in processes.share(rows)], rate, recipe.max_grad_norm, processes)
-            advance(position, len(rows), len(epochs[position.epoch]), step)
+            thaw(state.parameters, done, recipe)
+            seed_step(recipe.seed, position.steps, processes.index)
+            with explained(run, position.steps + 1, batches, batcher.describe):
+                step = take_step(model, state.optimizer, [merge_tries(rows) for rows in processes.share(batches)], rate, recipe.max_grad_norm, processes)
+            advance(position, len(batches), len(epochs[position.epoch]), step)
             measured = {"step": position.steps, "loss": step.loss, "learning_rate": rate, "grad_norm": step.grad_norm}
             if recipe.eval_steps and position.steps % recipe.eval_steps == 0:
                 measured |= validate(model, validator, state, recipe)
-            seconds, is_asked = processes.greatest([time.monotonic() - began, interruption.asked])
+            is_due = time.monotonic() - saved > recipe.checkpoint_minutes * 60
+            seconds, must_stop, must_save = processes.greatest([time.monotonic() - began, interruption.asked, is_due])
             position.seconds += seconds
             metrics.log(measured | {"tokens_per_second": step.distinct_tokens / seconds, "seconds": position.seconds})
             now_done = int(1000 * min(1.0, share_done(position, total, recipe)))
             note = f"step {position.steps}, loss {mean(position.losses[-10:]):.3f}, {position.distinct_tokens / position.seconds:.0f} tokens/s"
             bar.advance(now_done - shown, note=note)
             shown = now_done
-            if is_asked or time.monotonic() - saved > recipe.checkpoint_minutes * 60:
+            if must_stop or must_save:
                 save(run, state, processes)
                 saved = time.monotonic()
-            if is_asked:
+            if must_stop:
                 report(f"stopped after step {position.steps}; its checkpoint is in {newest_checkpoint(run)}")
                 raise KeyboardInterrupt
     save(run, state, processes)
     if not position.validation or position.validation[-1][0] != position.steps:
         validate(model, validator, state, recipe)
     for name, tensor in state.best.items():
-        parameters[name].data.copy_(tensor)
+        state.parameters[name].data.copy_(tensor)
     return position
+
+
+def start_or_resume(model: PreTrainedModel, recipe: Recipe, run: Path, report: Callable[[str], None]) -> TrainingState:
+    """The state of a run at its newest checkpoint, or at its beginning."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    state = TrainingState(parameters, make_optimizer(parameters.values(), recipe))
+    load_checkpoint(run, state)
+    if state.position.steps:
+        report(f"resuming at step {state.position.steps}, after {state.position.seconds:.0f} s of training")
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return state
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Make what a step draws (dropout) depend on nothing before it: resumed or not, it draws the same."""
+    torch.manual_seed(int(digest_of([seed, step, process])[:15], 16))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from train.trie import Row
 from understudy.errors import TrainingError
 from understudy.files import write_json
 
@@ -48,15 +49,12 @@ class Interruption:
 
 
 @contextmanager
-def explained(run: Path, step: int, rows: Callable[[], list[dict[str, Any]]]) -> Iterator[None]:
-    """Turn what goes wrong within a step into a TrainingError that says how to go on; `rows` describes the step's rows.
-
-    A step that is not finite has its rows written to the run's folder.
-    """
+def explained(run: Path, step: int, batches: list[list[Row]], describe: Callable[[Row], dict[str, Any]]) -> Iterator[None]:
+    """Turn what goes wrong within a step into a TrainingError that says how to go on; a step that is not finite has its rows written down."""
     try:
         yield
     except NotFinite as error:
-        write_json(run / DUMP, {"step": step, "error": error.message, "rows": rows()})
+        write_json(run / DUMP, {"step": step, "error": error.message, "rows": [describe(row) for batch in batches for row in batch]})
         raise TrainingError(f"{error.message}, at step {step}; its rows are in {run / DUMP}", error.remedy) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -54,6 +54,13 @@ class Progress:
         sys.stderr.flush()
 
 
+class SilentProgress(Progress):
+    """Shows nothing: of several processes, one reports."""
+
+    def _show(self) -> None:
+        pass
+
+
 def show_progress(label: str, total: int) -> Progress:
     """The progress display that commands hand to library code."""
     return Progress(label, total)

@@ -75,8 +75,9 @@ def test_two_processes_train_the_adapter_of_one(make_workspace: Callable[[], Wor
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     command = [*launch, "--dynamo_backend=no", "-m", "understudy.cli", "--workspace", str(two.root), "train"]
     settings = [f"{key}={json.dumps(value)}" for key, value in recipe.model_dump(exclude_defaults=True).items()]
-    done = subprocess.run([*command, *settings], env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *settings, "--json"], env=ONE_THREAD, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 4  # one process prints
     found, wanted = load_file(adapter_of(two) / WEIGHTS), load_file(adapter_of(one) / WEIGHTS)
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
     losses = [[row["loss"] for row in read_jsonl(adapter_of(workspace) / "metrics.jsonl")] for workspace in (one, two)]
