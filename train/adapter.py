@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from train.card import draw_training, model_card
 from train.checkpoint import Position
 from train.memory import peak_bytes
 from train.metrics import FILE as METRICS
+from train.metrics import TENSORBOARD
 from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest
 from understudy.chat import template_digest
@@ -71,7 +73,10 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
         for name in (WEIGHTS, CONFIG):
             (scratch / name).write_bytes((staging / name).read_bytes())
         write_json(scratch / "manifest.json", manifest.model_dump())
-        rows = read_jsonl(workspace.runs / source.key / METRICS)
+        run = workspace.runs / source.key
+        if (run / TENSORBOARD).is_dir():
+            shutil.copytree(run / TENSORBOARD, scratch / TENSORBOARD)
+        rows = read_jsonl(run / METRICS)
         write_jsonl(scratch / METRICS, rows)
         write_text(scratch / "loss.svg", draw_training(rows, position.validation))
         write_text(scratch / "README.md", model_card(manifest, source.dataset_summary))

@@ -16,7 +16,7 @@ from typing import Protocol, Self
 from understudy.errors import UsageError
 from understudy.files import read_jsonl, write_jsonl
 
-FILE = "metrics.jsonl"
+FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 GROUP = "understudy.reporters"
 Row = dict[str, float]  # step, loss, learning_rate, grad_norm, tokens_per_second; validation_loss where it was taken
 
@@ -52,7 +52,7 @@ class TensorBoard:
     def __init__(self, run: Path, steps: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=steps + 1 if steps else None)
+        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=steps + 1 if steps else None)
 
     def log(self, row: Row) -> None:
         """One step's metrics as scalars."""

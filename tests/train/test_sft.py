@@ -75,14 +75,15 @@ def stop_at(last: int) -> Callable[[int], None]:
 
 
 def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_run(train_in: Fit, make_model: Callable[[Recipe], Any], tmp_path: Path) -> None:
-    whole, reported = train_in(tmp_path / "whole")
+    recipe = RECIPE.model_copy(update={"max_steps": 13})  # into the second epoch
+    whole, reported = train_in(tmp_path / "whole", recipe=recipe)
     assert reported == []
-    assert whole.epoch == 2
-    assert whole.steps == len(whole.losses) > 4
-    for step in range(2, whole.steps + 1, 4):  # killed before this step's checkpoint, so the step is done again
+    assert whole.epoch == 1
+    assert whole.steps == len(whole.losses) == 13
+    for step in (2, 7, 12):  # killed before this step's checkpoint, so the step is done again
         with pytest.raises(KeyboardInterrupt):
-            train_in(tmp_path / "killed", stop_at(step), make_model(RECIPE.model_copy(update={"seed": RECIPE.seed if step == 2 else step})))
-    resumed, reported = train_in(tmp_path / "killed", model=make_model(RECIPE.model_copy(update={"seed": 99})))
+            train_in(tmp_path / "killed", stop_at(step), make_model(RECIPE.model_copy(update={"seed": RECIPE.seed if step == 2 else step})), recipe)
+    resumed, reported = train_in(tmp_path / "killed", model=make_model(RECIPE.model_copy(update={"seed": 99})), recipe=recipe)
     assert reported[0].startswith(f"resuming at step {step - 1},")
     assert asdict(resumed) | {"seconds": 0} == asdict(whole) | {"seconds": 0}
     wanted = tensors_of(tmp_path / "whole")
@@ -101,7 +102,8 @@ def test_a_finished_run_started_again_takes_no_step(train_in: Fit, tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(train_in: Fit, make_model: Callable[[Recipe], Any], tmp_path: Path) -> None:
-    model = make_model(RECIPE)
+    recipe = RECIPE.model_copy(update={"max_steps": 5})
+    model = make_model(recipe)
     kept: list[dict[str, torch.Tensor]] = []
 
     def spoil(step: int) -> None:
@@ -110,10 +112,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(train
             model.get_output_embeddings().weight.data.fill_(float("nan"))
 
     with pytest.raises(TrainingError, match="not finite"):
-        train_in(tmp_path, spoil, model)
+        train_in(tmp_path, spoil, model, recipe)
     assert read_json(tmp_path / "checkpoint-000003" / "position.json")["steps"] == 3
     assert_equal({name.removeprefix("weights/"): t for name, t in tensors_of(tmp_path).items() if name.startswith("weights/")}, kept[0])
-    resumed, reported = train_in(tmp_path)
+    resumed, reported = train_in(tmp_path, recipe=recipe)
     assert reported[0].startswith("resuming at step 3,")
     assert all(loss == loss for loss in resumed.losses)
 
@@ -130,12 +132,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(train
 def test_whatever_the_options_a_killed_run_ends_as_the_uninterrupted_run(
     train_in: Fit, make_model: Callable[[Recipe], Any], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    recipe = RECIPE.model_copy(update=changes | {"max_steps": 4})
+    recipe = RECIPE.model_copy(update=changes | {"max_steps": 3})
     models = [make_model(recipe) for _ in range(3)]
     whole, _ = train_in(tmp_path / "whole", model=models[0], recipe=recipe)
-    assert whole.steps == 4
+    assert whole.steps == 3
     with pytest.raises(KeyboardInterrupt):
-        train_in(tmp_path / "killed", stop_at(random.randint(2, 4)), models[1], recipe)
+        train_in(tmp_path / "killed", stop_at(random.randint(2, 3)), models[1], recipe)
     resumed, _ = train_in(tmp_path / "killed", model=models[2], recipe=recipe)
     assert asdict(resumed) | {"seconds": 0} == asdict(whole) | {"seconds": 0}
     assert_equal(tensors_of(tmp_path / "killed"), tensors_of(tmp_path / "whole"))

@@ -34,7 +34,7 @@ def folder_of(workspace: Workspace, name: str) -> Path:
 def trained(make_workspace: Callable[[], Workspace]) -> Path:
     """The folder of a workspace with the adapter `first`."""
     made = make_workspace()
-    run(made)
+    run(made, report_to=["tensorboard"])
     return made.root
 
 
@@ -54,6 +54,7 @@ def test_an_adapter_lies_beside_what_tells_of_it(workspace: Workspace) -> None:
         "metrics.jsonl",
         "loss.svg",
         "README.md",
+        "tensorboard",
     }
     rows = read_jsonl(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
