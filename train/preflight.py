@@ -68,13 +68,13 @@ def check_disk(run: Path, model: PreTrainedModel) -> None:
         raise StorageError(f"{place} has {free / 1e6:.0f} MB free, and this run needs {needed / 1e6:.0f} MB", "free space, then train again")
 
 
-def check_memory(model: PreTrainedModel, recipe: Recipe, batches: list[list[Row]]) -> str:
-    """What the largest of the batches will take, for a person; raises TrainingError where that is more than there is."""
+def describe_memory(model: PreTrainedModel, recipe: Recipe, batches: list[list[Row]]) -> str:
+    """What the largest of the batches will take by estimate, and a warning where that is more than is free; for a person."""
     largest = merge_tries(max(batches, key=distinct_tokens))
     needed, free = optimiser_bytes(model, recipe) + activation_bytes(model, recipe, largest) + head_bytes(model, largest), free_bytes()
-    told = f"the largest batch, of {len(largest.ids)} tokens, takes {needed / 1e9:.1f} GB besides the model"
+    told = f"the largest batch, of {len(largest.ids)} tokens, takes about {needed / 1e9:.1f} GB besides the model"
     if needed > free:
-        raise TrainingError(f"{told}, and {free / 1e9:.1f} GB are free", "lower tokens_per_batch, or set gradient_checkpointing=true")
+        told += f", and {free / 1e9:.1f} GB are free: should memory run out, lower tokens_per_batch or set gradient_checkpointing=true"
     return told
 
 

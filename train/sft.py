@@ -21,7 +21,7 @@ from train.checkpoint import Position, TrainingState, load_checkpoint, newest_ch
 from train.dataset import newest_dataset, read_dataset
 from train.metrics import Metrics, find_reporters
 from train.optimiser import make_optimizer
-from train.preflight import check_disk, check_layers, check_leaks, check_memory, check_rows, describe_rows, sample_of, shown_row
+from train.preflight import check_disk, check_layers, check_leaks, check_rows, describe_memory, describe_rows, sample_of, shown_row
 from train.processes import Processes
 from train.recipe import Recipe
 from train.schedule import has_stalled, learning_rate, share_done, thaw
@@ -82,7 +82,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     if start:
         load_warm_start(model, start[1])
     check_disk(run, model)
-    report(check_memory(model, recipe, batcher.epoch(recipe.seed, 0)))
+    report(describe_memory(model, recipe, batcher.epoch(recipe.seed, 0)))
     with processes.main_first():
         served = served_base(workspace.models, base, base_id, recipe.quantisation)
     position = fit(model, batcher, validator, recipe, run, report, progress, processes)
