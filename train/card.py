@@ -21,6 +21,9 @@ def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:
 
     served = "dequantised NF4" if manifest.quantisation == "nf4" else "bf16"
     start = manifest.recipe.get("warm_start")
+    does = "plans, answers with verbatim quotes, abstains and validates over retrieved passages"
+    if dataset.get("by_step", {}).keys() == {"chat"}:
+        does = "answers as the conversations did that it learnt from"
     return f"""---
 base_model: {manifest.base}
 library_name: peft
@@ -28,7 +31,7 @@ tags: [lora, rag, understudy]
 ---
 # {manifest.served_name}
 
-A LoRA adapter that plans, answers with verbatim quotes, abstains and validates over retrieved passages.
+A LoRA adapter that {does}.
 
 | | |
 |---|---|

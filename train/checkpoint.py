@@ -1,7 +1,7 @@
 """Checkpoints: adapter weights, optimiser state and position, whole or not there, never a pickle.
 
 Each is a folder of its own, and the one before is removed once the next is whole: killed anywhere, one is there to go on from.
-There is no random state to keep: every step seeds its own (train/sft.py).
+There is no random state to keep: every step seeds its own (`seed_step`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from understudy.digests import digest_of
 from understudy.errors import StorageError
 from understudy.files import read_json, whole_folder, write_json
 
@@ -90,6 +91,11 @@ def load_checkpoint(run: Path, state: TrainingState) -> None:
     state.best = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
     position.validation = [(step, loss) for step, loss in position.validation]
     state.position = position
+
+
+def seed_step(seed: int, step: int, process: int = 0) -> None:
+    """Make what a step draws (dropout) depend on nothing before it: resumed or not, it draws the same."""
+    torch.manual_seed(int(digest_of([seed, step, process])[:15], 16))
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, moments: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from rag.prompts import PROMPT_VERSION
 from train.adapter import AdapterSource, find_finished_run, write_adapter
 from train.base import keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
-from train.checkpoint import Position, TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
+from train.checkpoint import Position, TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint, seed_step
 from train.dataset import newest_dataset, read_dataset
 from train.metrics import Metrics, find_reporters
 from train.optimiser import make_optimizer
@@ -158,11 +158,6 @@ def start_or_resume(model: PreTrainedModel, recipe: Recipe, run: Path, report: C
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return state
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Make what a step draws (dropout) depend on nothing before it: resumed or not, it draws the same."""
-    torch.manual_seed(int(digest_of([seed, step, process])[:15], 16))
 
 
 @dataclass(frozen=True)
