@@ -16,7 +16,9 @@ from train.optimiser import make_optimizer
 from train.preflight import check_layers, check_leaks, check_rows, describe_rows, sample_of, shown_row
 from train.recipe import Recipe
 from train.sft import take_step
+from train.stops import is_out_of_memory
 from train.trie import Row, distinct_tokens, merge_tries
+from understudy.errors import TrainingError
 from understudy.models import model_path
 from understudy.progress import is_colourful
 from understudy.workspace import Workspace
@@ -67,14 +69,21 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
 
 
 def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: int) -> float:
-    """Seconds that all batches, in order of size, will take together.
+    """Seconds that all batches will take together; they come in order of size. Raises TrainingError where the largest does not fit in memory.
 
     The largest goes first, untimed: it warms the machine up and takes the memory that training will.
     """
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    take_step(model, optimizer, [merge_tries(batches[-1])], 0.0, recipe.max_grad_norm)
+    largest = merge_tries(batches[-1])
+    try:
+        take_step(model, optimizer, [largest], 0.0, recipe.max_grad_norm)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower tokens_per_batch, or set gradient_checkpointing=true"
+        raise TrainingError(f"memory ran out in the largest batch, of {len(largest.ids)} tokens", remedy) from error
     seconds, computed = 0.0, 0
     for place in TIMED:
         began = time.perf_counter()

@@ -53,13 +53,6 @@ def optimiser_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
     return OPTIMISER_BYTES[recipe.optim] * trained
 
 
-def held_bytes() -> int:
-    """What is held now: on the GPU where there is one, else by the process (resident)."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def peak_bytes() -> int:
     """The most that was held so far: on the GPU where there is one, else by the process (resident)."""
     if torch.cuda.is_available():

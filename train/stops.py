@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -45,7 +45,8 @@ class Interruption:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[number])
-        self._report("stopping once this step is done and kept; again: at once, back to the last checkpoint")
+        with suppress(RuntimeError):  # the signal came while something was being written
+            self._report("stopping once this step is done and kept; again: at once, back to the last checkpoint")
 
 
 @contextmanager
