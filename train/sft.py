@@ -63,10 +63,11 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     recipe, start = find_warm_start(workspace, recipe, base, tokenizer)
     reading = [digest_of_file(base / "tokenizer.json"), template_digest(tokenizer), PROMPT_VERSION]  # what turns rows into token ids
     key = digest_of([dataset.name, weights_digest(base), *reading, recipe.model_dump(exclude=UNDECIDING)])
+    run = workspace.runs / key
     if found := find_finished_run(workspace, recipe.name, key):
         report("this recipe was already trained on this dataset and base: its adapter is reused")
+        shutil.rmtree(run, ignore_errors=True)  # a run killed after its adapter was whole left it
         return found
-    run = workspace.runs / key
     train_rows, validation_rows = ([e for e in examples if e.split == split] for split in ("train", "validation"))
     batcher = Batcher(train_rows, passages, tokenizer, recipe)
     validator = Batcher(validation_rows, passages, tokenizer, recipe)

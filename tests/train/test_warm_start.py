@@ -66,6 +66,13 @@ def test_an_adapter_lies_beside_what_tells_of_it(workspace: Workspace) -> None:
     assert not list(workspace.runs.glob("*"))
 
 
+def test_a_finished_run_is_not_trained_again(workspace: Workspace) -> None:
+    [key] = [read_json(path)["key"] for path in workspace.adapters.glob("first/*/training.json")]
+    (workspace.runs / key).mkdir(parents=True)  # as a run leaves it that is killed once its adapter is whole
+    assert run(workspace, report_to=[], checkpoint_minutes=5.0)["reused"]
+    assert not list(workspace.runs.glob("*"))
+
+
 def test_training_goes_on_from_an_adapter_and_remembers_what_that_learnt(workspace: Workspace) -> None:
     first = folder_of(workspace, "first")
     write_json(first / "manifest.json", read_json(first / "manifest.json") | {"group_ids": ["g0"], "question_digests": ["q0"]})
