@@ -1,23 +1,25 @@
-"""Write a trained adapter: weights, configuration, manifest, model card and loss curve, in one whole folder."""
+"""Write a trained adapter: weights, configuration, manifest, model card, metrics and curves, in one whole folder."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import resource
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rag.prompts import PROMPT_VERSION
+from train.card import draw_training, model_card
 from train.checkpoint import Position
+from train.memory import peak_bytes
+from train.metrics import FILE as METRICS
+from train.metrics import TENSORBOARD
 from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest
 from understudy.chat import template_digest
 from understudy.digests import digest_of_file
-from understudy.files import read_json, whole_folder, write_json, write_text
+from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl, write_text
 from understudy.models import weights_digest
 from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
@@ -41,6 +43,7 @@ class AdapterSource:
     dataset: str
     dataset_summary: dict[str, Any]
     key: str
+    start: AdapterManifest | None = None  # the adapter that training began from
 
 
 def find_finished_run(workspace: Workspace, name: str, key: str) -> dict[str, Any] | None:
@@ -70,15 +73,19 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
         for name in (WEIGHTS, CONFIG):
             (scratch / name).write_bytes((staging / name).read_bytes())
         write_json(scratch / "manifest.json", manifest.model_dump())
-        write_json(scratch / "losses.json", {"train": position.losses, "validation": position.validation})
-        write_text(scratch / "loss.svg", loss_curve(position))
-        write_text(scratch / "README.md", model_card(manifest))
+        run = workspace.runs / source.key
+        if (run / TENSORBOARD).is_dir():
+            shutil.copytree(run / TENSORBOARD, scratch / TENSORBOARD)
+        rows = read_jsonl(run / METRICS)
+        write_jsonl(scratch / METRICS, rows)
+        write_text(scratch / "loss.svg", draw_training(rows, position.validation))
+        write_text(scratch / "README.md", model_card(manifest, source.dataset_summary))
         write_json(scratch / RESULT, {"key": source.key, "result": result})
     return result
 
 
 def _manifest(tokenizer: PreTrainedTokenizerBase, position: Position, source: AdapterSource, digest: str) -> AdapterManifest:
-    recipe, summary = source.recipe, source.dataset_summary
+    recipe, learnt = source.recipe, [source.dataset_summary, *([source.start.model_dump()] if source.start else [])]
     return AdapterManifest(
         name=recipe.name,
         digest=digest,
@@ -96,16 +103,15 @@ def _manifest(tokenizer: PreTrainedTokenizerBase, position: Position, source: Ad
         alpha=recipe.alpha,
         targets=recipe.targets,
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
-        metrics={"loss_first": position.losses[0], "loss_last": _last(position), "loss_validation": _validation(position)},
-        tenants=summary["tenants"],
-        group_ids=summary["group_ids"],
-        question_digests=summary["question_digests"],
+        metrics={"loss_first": position.losses[0], "loss_last": _last(position), "loss_validation": _validation(position, source.recipe)},
+        tenants=sorted({each for part in learnt for each in part["tenants"]}),
+        group_ids=sorted({each for part in learnt for each in part["group_ids"]}),
+        question_digests=sorted({each for part in learnt for each in part["question_digests"]}),
         created_at=time.time(),
     )
 
 
 def _result(position: Position, source: AdapterSource, manifest: AdapterManifest, path: str) -> dict[str, Any]:
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "adapter": manifest.served_name,
         "digest": manifest.digest,
@@ -115,8 +121,8 @@ def _result(position: Position, source: AdapterSource, manifest: AdapterManifest
         "seconds": round(position.seconds, 1),
         "tokens_per_second": round(position.tokens / position.seconds, 1),
         "distinct_tokens_per_second": round(position.distinct_tokens / position.seconds, 1),
-        "loss": {"first": position.losses[0], "last": _last(position), "validation": _validation(position)},
-        "peak_memory_bytes": peak,
+        "loss": {"first": position.losses[0], "last": _last(position), "validation": _validation(position, source.recipe)},
+        "peak_memory_bytes": peak_bytes(),
         "steps": position.steps,
     }
 
@@ -126,56 +132,6 @@ def _last(position: Position) -> float:
     return sum(tail) / len(tail)
 
 
-def _validation(position: Position) -> float | None:
-    return position.validation[-1][1] if position.validation else None
-
-
-def loss_curve(position: Position) -> str:
-    """An SVG of the training and validation loss by step."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "understudy", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-        axes.plot(range(1, len(position.losses) + 1), position.losses, color="#4c78a8", linewidth=1, label="training")
-        if position.validation:
-            axes.plot(*zip(*position.validation, strict=True), "o-", color="#e45756", label="validation")
-        axes.set(xlabel="optimiser step", ylabel="loss per token (nats)")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    return buffer.getvalue()
-
-
-def model_card(manifest: AdapterManifest) -> str:
-    """The adapter's README.md in the form model hubs read."""
-
-    def figure(name: str) -> str:
-        value = manifest.metrics.get(name)
-        return "–" if value is None else f"{value:.3f}"
-
-    return f"""---
-base_model: {manifest.base}
-library_name: peft
-tags: [lora, rag, understudy]
----
-# {manifest.served_name}
-
-A LoRA adapter that plans, answers with verbatim quotes, abstains and validates over retrieved passages.
-It works only with the prompts of version `{manifest.prompt_version}` and on the weights it was trained on.
-
-| | |
-|---|---|
-| base | {manifest.base} ({"dequantised NF4" if manifest.quantisation == "nf4" else "bf16"} weights `{manifest.served_base_digest[:12]}`) |
-| dataset | `{manifest.dataset_digest[:12]}` |
-| LoRA | rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
-| loss per token | first {figure("loss_first")}, last {figure("loss_last")}, validation {figure("loss_validation")} |
-
-`manifest.json` holds its whole lineage; `proof.json` and `evaluation.json`, where present, what was shown of it.
-"""
+def _validation(position: Position, recipe: Recipe) -> float | None:
+    losses = [loss for _, loss in position.validation]
+    return (min(losses) if recipe.load_best_model_at_end else losses[-1]) if losses else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
             attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
-            device_map="cuda:0" if torch.cuda.is_available() else "cpu",
+            device_map=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu",
             **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -71,7 +72,16 @@ def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(recipe.seed)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=recipe.targets,
+        use_rslora=recipe.use_rslora,
+        lora_dropout=recipe.lora_dropout,
+        layers_to_transform=recipe.layers_to_transform,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = get_peft_model(model, config)

@@ -1,87 +1,94 @@
-"""What a training run would do, without doing it: rows, truncation, memory and time, and a row with its loss mask."""
+"""What training would do: rows, truncation, memory, time, and one row with the part that is learnt in colour."""
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from train.base import keep_freed_memory, load_trainable
 from train.batches import Batcher
-from train.dataset import newest_dataset, read_dataset, render
+from train.dataset import newest_dataset, read_dataset
+from train.memory import activation_bytes, head_bytes, optimiser_bytes, peak_bytes
+from train.optimiser import make_optimizer
+from train.preflight import check_layers, check_leaks, check_rows, describe_rows, sample_of, shown_row
 from train.recipe import Recipe
-from train.sft import check_rows
-from train.trie import distinct_tokens, merge_tries, weighted_loss
-from understudy.chat import encode_example
+from train.sft import take_step
+from train.stops import is_out_of_memory
+from train.trie import Row, distinct_tokens, merge_tries
+from understudy.errors import TrainingError
 from understudy.models import model_path
+from understudy.progress import is_colourful
 from understudy.workspace import Workspace
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from understudy.records import Example
-
-LEARNT, CONTEXT, RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
-OPTIMISER_BYTES = 16  # per trained parameter: weight, gradient and two moments in float32
+TIMED = (1 / 6, 1 / 2, 5 / 6)  # the batches that are timed, by size: each stands for a third of an epoch
 
 
 def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """(JSON, lines for a person). Times one real batch, forwards and backwards, on this machine."""
+    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero."""
     from transformers import AutoTokenizer
 
     keep_freed_memory()
     examples, passages, _ = read_dataset(newest_dataset(workspace))
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-    rows = [example for example in examples if example.split == "train"]
+    rows, validation = ([example for example in examples if example.split == split] for split in ("train", "validation"))
     batcher = Batcher(rows, passages, tokenizer, recipe)
     check_rows(batcher, len(rows))
-    batches = batcher.epoch(recipe.seed, 0)
+    check_leaks(rows, validation)
+    planned = [batch for epoch in range(recipe.epochs) for batch in batcher.epoch(recipe.seed, epoch)]
+    if recipe.max_steps:
+        planned = planned[: recipe.max_steps * recipe.batches_per_step]
+    batches = sorted(planned, key=distinct_tokens)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
     model = load_trainable(base, recipe)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    typical = merge_tries(batches[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]])
-    seconds = min(_time_step(model, typical) for _ in range(2))
-    total = seconds / len(typical.ids) * sum(sizes) * recipe.epochs
+    check_layers(model.config, recipe)
+    largest = merge_tries(batches[-1])
+    seconds = time_steps(model, recipe, batches, sum(sizes))
     result = {
-        "examples": len(rows) - batcher.too_long,
-        "left_out_too_long": batcher.too_long,
-        "batches": len(batches) * recipe.epochs,
-        "tokens": tokens * recipe.epochs,
+        "examples": batcher.census.rows,
+        "left_out_too_long": len(batcher.census.left_out),
+        "batches": len(batches),
+        "steps": -(-len(batches) // recipe.batches_per_step),
+        "tokens": tokens,
         "sharing": round(tokens / sum(sizes), 3),
-        "trained_parameters": trained,
-        "memory_bytes": _memory(model, trained, max(sizes)),
-        "seconds": round(min(total, recipe.max_minutes * 60) if recipe.max_minutes else total, 1),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "memory_bytes": peak_bytes(),
+        "memory_of": {
+            "optimiser": optimiser_bytes(model, recipe),
+            "activations": activation_bytes(model, recipe, largest),
+            "head": head_bytes(model, largest),
+        },
+        "seconds": round(min(seconds, recipe.max_minutes * 60) if recipe.max_minutes else seconds, 1),
     }
-    sample = next((example for unit in batcher.units for example in unit if example.task == "answer"), batcher.units[0][0])
     lines = [f"{key}: {value}" for key, value in result.items()]
-    return result, [*lines, "", "one row; the loss falls on the green part:", coloured(tokenizer, sample, passages)]
+    return result, [*describe_rows(batcher, tokenizer), *lines, "", *shown_row(tokenizer, sample_of(batcher), passages, is_colourful(sys.stdout))]
 
 
-def coloured(tokenizer: PreTrainedTokenizerBase, example: Example, passages: dict[str, str]) -> str:
-    """A row as the model sees it, context dimmed and completion green."""
-    encoded = encode_example(tokenizer, render(example, passages), example.target)
-    context, completion = (tokenizer.decode(part) for part in (encoded.ids[: encoded.completion], encoded.ids[encoded.completion :]))
-    return f"{CONTEXT}{context}{RESET}{LEARNT}{completion}{RESET}"
+def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: int) -> float:
+    """Seconds that all batches will take together; they come in order of size. Raises TrainingError where the largest does not fit in memory.
 
-
-def _time_step(model: Any, batch: Any) -> float:
-    began = time.perf_counter()
-    with torch.autocast(model.device.type, torch.bfloat16):
-        loss = weighted_loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def _memory(model: Any, trained: int, nodes: int) -> int:
-    """Weights, optimiser and the activations that the largest batch keeps for its backward pass: about 34 values a token,
-    layer and hidden unit in 2 bytes, after Korthikanti et al., arXiv:2205.05198, and attention's probabilities."""
-    config = model.config
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    activations = 34 * nodes * config.hidden_size * config.num_hidden_layers * 2
-    probabilities = nodes * nodes * config.num_attention_heads * config.num_hidden_layers * 2
-    return int(weights + trained * OPTIMISER_BYTES + activations + probabilities)
+    The largest goes first, untimed: it warms the machine up and takes the memory that training will.
+    """
+    optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    largest = merge_tries(batches[-1])
+    try:
+        take_step(model, optimizer, [largest], 0.0, recipe.max_grad_norm)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower tokens_per_batch, or set gradient_checkpointing=true"
+        raise TrainingError(f"memory ran out in the largest batch, of {len(largest.ids)} tokens", remedy) from error
+    seconds, computed = 0.0, 0
+    for place in TIMED:
+        began = time.perf_counter()
+        computed += take_step(model, optimizer, [merge_tries(batches[int(place * len(batches))])], 0.0, recipe.max_grad_norm).distinct_tokens
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - began
+    return seconds / computed * distinct

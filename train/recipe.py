@@ -1,4 +1,7 @@
-"""Training recipes: typed, said once; a YAML file holds only what differs from the defaults."""
+"""Training recipes: typed, said once; a YAML file holds only what differs from the defaults.
+
+docs/training.md tells which keys bear TRL's and PEFT's names, and what the others are called there.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
@@ -25,7 +28,15 @@ class Recipe(BaseModel):
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
     targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
+    use_rslora: bool = Field(False, description="scale by alpha/√rank (arXiv:2312.03732) in place of alpha/rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of what enters the adapter; rows that share a prefix share its mask")
+    layers_to_transform: list[int] | None = Field(None, min_length=1, description="decoder layers that get an adapter, counted from 0; unset: all")
+    unfreeze_ratio: float = Field(0.0, ge=0, le=1, description="share of training over which layers thaw, the last first (arXiv:1801.06146)")
+    warm_start: str | None = Field(None, description="adapter, NAME or NAME@DIGEST, whose weights training starts from")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = Field("adamw_torch", description="AdamW's moments: float32, or 8 bits in pageable memory")
     learning_rate: float = Field(6e-4, gt=0, description="peak learning rate of AdamW")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after the warm-up")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
@@ -33,11 +44,16 @@ class Recipe(BaseModel):
     plan_weight: float = Field(1.0, ge=0, description="loss weight of a token of a search query; an answer's is 1")
     validate_weight: float = Field(4.0, ge=0, description="loss weight of a token of a validation score")
     epochs: int = Field(3, ge=1, description="passes over the dataset")
+    max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps; unset: by epochs alone")
     tokens_per_batch: int = Field(1536, ge=256, description="distinct tokens of one forward pass")
     batches_per_step: int = Field(1, ge=1, description="forward passes accumulated into one optimiser step")
     max_length: int = Field(2048, ge=64, description="rows longer than this, in tokens, are left out and counted")
     max_minutes: float | None = Field(None, gt=0, description="end, rate decayed, when this time is spent; unset: by epochs alone")
     checkpoint_minutes: float = Field(1.0, gt=0, description="time between checkpoints")
+    eval_steps: int | None = Field(None, ge=1, description="optimiser steps between validations; unset: one, at the end")
+    early_stopping_patience: int | None = Field(None, ge=1, description="end after so many validations without a new best; needs eval_steps")
+    load_best_model_at_end: bool = Field(False, description="keep the weights of the best validation; needs eval_steps")
+    report_to: list[str] = Field(default=[], description="where metrics go besides metrics.jsonl: tensorboard, or an installed understudy.reporters plugin")
     seed: int = Field(0, description="seed of order, passage order and initialisation")
 
     @field_validator("name")
@@ -46,6 +62,13 @@ class Recipe(BaseModel):
         if name in ("base", "frontier", "teacher", "rag"):
             raise ValueError(f"{name} is reserved")
         return name
+
+    @field_validator("early_stopping_patience", "load_best_model_at_end")
+    @classmethod
+    def _validates_in_time(cls, value: object, others: ValidationInfo) -> object:
+        if value and others.data.get("eval_steps") is None:
+            raise ValueError("needs eval_steps")
+        return value
 
 
 def load_recipe(name: str, overrides: list[str]) -> Recipe:

@@ -28,6 +28,7 @@ class Row:
     encoded: Encoded
     weight: float = 1.0
     first_weight: float | None = None  # of the completion's first token, where it is another
+    trace_id: str = ""  # where the example comes from, for messages
 
 
 @dataclass(frozen=True)

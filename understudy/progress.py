@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 EVERY_SECONDS = 15.0  # between lines where there is no terminal
+
+
+def is_colourful(stream: TextIO) -> bool:
+    """Whether to write colours there: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 class Progress:
@@ -46,6 +52,13 @@ class Progress:
         else:
             sys.stderr.write(f"  {text}\n")
         sys.stderr.flush()
+
+
+class SilentProgress(Progress):
+    """Shows nothing: of several processes, one reports."""
+
+    def _show(self) -> None:
+        pass
 
 
 def show_progress(label: str, total: int) -> Progress:

@@ -10,11 +10,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, VALIDATE_TASK, answer_target, proposal_text, score_target
+from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, PROMPT_VERSION, VALIDATE_TASK, answer_target, proposal_text, score_target
 from train.attention import attend_by_branch
 from train.base import attach_adapter
 from train.recipe import Recipe
+from understudy.digests import digest_of
+from understudy.files import write_json, write_jsonl
 from understudy.records import Example
+from understudy.workspace import Workspace, create_workspace
 
 VOCABULARY = 600
 TEMPLATE = (
@@ -77,12 +80,40 @@ def make_model() -> Callable[[Recipe], Any]:
     """The same frozen bf16 base each time, as training has it on a CPU, with a float32 adapter drawn from the recipe's seed."""
 
     def make(recipe: Recipe) -> Any:
-        torch.manual_seed(0)
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.2, **heads)
-        base = LlamaForCausalLM(config).to(torch.bfloat16)
+        base = tiny_base()
         base.requires_grad_(False)
         attend_by_branch(base)
         return attach_adapter(base, recipe)
+
+    return make
+
+
+def tiny_base() -> LlamaForCausalLM:
+    """Two layers in bf16, always the same."""
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.2, **heads)
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def make_workspace(
+    examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Workspace]:
+    """Workspaces with the model of two layers as their base, and a dataset: what `understudy train` needs, in small."""
+
+    def make() -> Workspace:
+        workspace = create_workspace(str(tmp_path_factory.mktemp("tiny") / "w"), "models: {base: tiny}\n")
+        base = workspace.models / "tiny"
+        tiny_base().save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        rows = [example.model_copy(update={"split": "train" if place < 32 else "validation"}) for place, example in enumerate(examples)]
+        folder = workspace.datasets / digest_of([row.model_dump() for row in rows])
+        write_jsonl(folder / "examples.jsonl", [row.model_dump() for row in rows])
+        write_json(folder / "passages.json", passages)
+        counts = {"train": 32, "validation": len(rows) - 32}
+        lineage = {"prompt_version": PROMPT_VERSION, "tenants": ["default"], "group_ids": ["g1"], "question_digests": ["q1"]}
+        write_json(folder / "dataset.json", {"examples": counts, "by_step": {"plan": 9}, "by_kind": {"good": 9}, **lineage})
+        return workspace
 
     return make

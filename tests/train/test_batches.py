@@ -86,5 +86,5 @@ def test_longer_rows_are_left_out_and_counted(examples: list[Example], passages:
     limit = lengths[len(lengths) // 2]
     batcher = Batcher(examples, passages, tokenizer, Recipe(max_length=limit))
     kept = [row for batch in batcher.canonical() for row in batch]
-    assert batcher.too_long == sum(length > limit for length in lengths) > 0
+    assert len(batcher.census.left_out) == sum(length > limit for length in lengths) > 0
     assert sorted(len(row.encoded.ids) for row in kept) == [length for length in lengths if length <= limit]

@@ -1,4 +1,4 @@
-"""What a dry run shows and reckons, as far as it needs no real weights."""
+"""What a dry run reckons, as far as it needs no real weights; tests/train/test_real_runs.py holds it against a run."""
 
 from __future__ import annotations
 
@@ -6,38 +6,52 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from train.batches import Batcher
-from train.dataset import render
-from train.dry_run import CONTEXT, LEARNT, OPTIMISER_BYTES, RESET, _memory, _time_step, coloured
+from train.dry_run import time_steps
+from train.memory import activation_bytes
 from train.recipe import Recipe
-from train.trie import merge_tries
-from understudy.chat import render_prompt
+from train.trie import distinct_tokens, merge_tries, weighted_loss
 from understudy.records import Example
 
 
-@pytest.mark.parametrize("task", ["plan", "answer", "validate"])
-def test_the_green_part_is_the_completion_with_its_end_of_turn(
-    examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast, task: str
+@pytest.mark.parametrize("changes", [{}, {"rank": 16}, {"gradient_checkpointing": True}], ids=str)
+def test_activations_are_counted_as_autograd_keeps_them(
+    make_model: Callable[[Recipe], Any], examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast, changes: dict[str, Any]
 ) -> None:
-    example = next(example for example in examples if example.task == task)
-    prompt = render_prompt(tokenizer, render(example, passages))
-    assert coloured(tokenizer, example, passages) == f"{CONTEXT}{prompt}{RESET}{LEARNT}{example.target}<|end|>{RESET}"
+    recipe = Recipe(rank=4).model_copy(update=changes)
+    model = make_model(recipe)
+    batch = merge_tries(max(Batcher(examples, passages, tokenizer, recipe).epoch(0, 0), key=distinct_tokens))
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape[-1] != model.config.vocab_size:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        weighted_loss(model, batch)
+    counted = activation_bytes(model, recipe, batch)
+    if recipe.gradient_checkpointing:
+        inputs = model.config.num_hidden_layers * len(batch.ids) * model.config.hidden_size * 2
+        assert inputs <= sum(kept.values()) < counted < activation_bytes(model, Recipe(rank=4), batch)
+    else:
+        assert sum(kept.values()) == pytest.approx(counted, rel=0.1)
 
 
-def test_memory_is_the_weights_and_grows_with_what_is_trained_and_with_the_batch(make_model: Callable[[Recipe], Any]) -> None:
-    model = make_model(Recipe(rank=4))
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    assert _memory(model, 0, 0) == weights
-    assert _memory(model, 1000, 0) == weights + 1000 * OPTIMISER_BYTES
-    by_nodes = [_memory(model, 0, nodes) for nodes in (0, 256, 512, 1024)]
-    assert by_nodes == sorted(set(by_nodes))
-
-
-def test_a_step_is_timed_as_it_is_trained(
+def test_steps_are_timed_as_they_are_taken_and_change_nothing(
     make_model: Callable[[Recipe], Any], examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     recipe = Recipe(rank=4)
-    batch = merge_tries(Batcher(examples, passages, tokenizer, recipe).epoch(0, 0)[0])
-    assert _time_step(make_model(recipe), batch) > 0
+    model = make_model(recipe)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    batches = Batcher(examples, passages, tokenizer, recipe).epoch(0, 0)
+    assert time_steps(model, recipe, batches, 100) > 0
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from argparse import Namespace
 
 from understudy.adapters import find_adapter, manifests, verify_adapter
@@ -25,6 +27,8 @@ def train(args: Namespace) -> Outcome:
     from train.sft import train as run
 
     result = run(workspace, recipe, report, show_progress)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one prints
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     loss = result["loss"]
     validation = "" if loss["validation"] is None else f", validation {loss['validation']:.3f}"
     return Outcome(

@@ -1,0 +1,28 @@
+"""What cannot work in a recipe is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.recipe import Recipe, load_recipe
+from understudy.errors import UsageError
+
+
+def test_the_default_recipe_is_the_defaults() -> None:
+    assert load_recipe("default", []) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ("lr_schedule_type=cosine", "did you mean lr_scheduler_type?"),
+        ("lr_scheduler_type=sine", "lr_scheduler_type"),
+        ("load_best_model_at_end=true", "load_best_model_at_end: Value error, needs eval_steps"),
+        ("early_stopping_patience=2", "early_stopping_patience: Value error, needs eval_steps"),
+        ("layers_to_transform=[]", "layers_to_transform"),
+        ("lora_dropout=1", "lora_dropout"),
+    ],
+)
+def test_what_cannot_work_is_named(setting: str, fault: str) -> None:
+    with pytest.raises(UsageError, match=fault.replace("?", r"\?")):
+        load_recipe("default", [setting])
