@@ -13,6 +13,7 @@ import torch
 
 from rag.prompts import PROMPT_VERSION
 from train.checkpoint import Position
+from train.methods import METHODS, save_method
 from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest
 from understudy.chat import template_digest
@@ -57,11 +58,7 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
     recipe, workspace = source.recipe, source.workspace
     staging = workspace.runs / source.key / "adapter"
     with whole_folder(staging) as scratch:
-        model.peft_config["default"].base_model_name_or_path = source.base_id
-        model.save_pretrained(scratch, save_embedding_layers=False)  # "auto" would ask a hub about the base
-        (scratch / "README.md").unlink(missing_ok=True)
-        config = read_json(scratch / CONFIG)
-        write_json(scratch / CONFIG, config | {"base_model_name_or_path": source.base_id, "target_modules": sorted(config["target_modules"])})
+        save_method(model, recipe, scratch, source.base_id)
     digest = adapter_digest(staging, weights_digest(source.served_base))
     manifest = _manifest(tokenizer, position, source, digest)
     target = workspace.adapters / recipe.name / digest
@@ -92,6 +89,7 @@ def _manifest(tokenizer: PreTrainedTokenizerBase, position: Position, source: Ad
         dataset_digest=source.dataset,
         recipe=recipe.model_dump(),
         seed=recipe.seed,
+        method=recipe.method,
         rank=recipe.rank,
         alpha=recipe.alpha,
         targets=recipe.targets,

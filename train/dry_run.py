@@ -11,7 +11,7 @@ from train.base import keep_freed_memory, load_trainable
 from train.batches import Batcher
 from train.dataset import newest_dataset, read_dataset, render
 from train.recipe import Recipe
-from train.sft import check_rows
+from train.sft import check_rows, first_batches
 from train.trie import distinct_tokens, merge_tries, weighted_loss
 from understudy.chat import encode_example
 from understudy.models import model_path
@@ -40,7 +40,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     batches = batcher.epoch(recipe.seed, 0)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
-    model = load_trainable(base, recipe)
+    model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     typical = merge_tries(batches[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]])
     seconds = min(_time_step(model, typical) for _ in range(2))

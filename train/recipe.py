@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
 
 FOLDER = Path(__file__).parent / "recipes"
+MethodName = Literal["lora", "dora", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "fishmask", "far"]
+LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tuning": 1e-2, "fishmask": 1e-3, "far": 1e-3}  # where lora's does not do
 
 
 class Recipe(BaseModel):
@@ -22,8 +24,10 @@ class Recipe(BaseModel):
     name: str = Field("handbooks", pattern=r"^[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
     base: str | None = Field(None, description="base model; unset: the workspace's models.base")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
+    method: MethodName = Field("lora", description="what is trained (docs/training.md); vLLM serves lora alone")
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
+    virtual_tokens: int = Field(20, ge=1, le=1000, description="virtual tokens of prompt_tuning and prefix_tuning")
     targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
     learning_rate: float = Field(6e-4, gt=0, description="peak learning rate of AdamW")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
@@ -39,6 +43,18 @@ class Recipe(BaseModel):
     max_minutes: float | None = Field(None, gt=0, description="end, rate decayed, when this time is spent; unset: by epochs alone")
     checkpoint_minutes: float = Field(1.0, gt=0, description="time between checkpoints")
     seed: int = Field(0, description="seed of order, passage order and initialisation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, values: Any) -> Any:
+        rate = LEARNING_RATES.get(values.get("method"))
+        return {"learning_rate": rate} | values if rate else values
+
+    @model_validator(mode="after")
+    def _fits_quantisation(self) -> Recipe:
+        if self.method in ("fishmask", "far") and self.quantisation != "none":
+            raise ValueError(f"{self.method} changes the base's own weights: set quantisation=none")
+        return self
 
     @field_validator("name")
     @classmethod

@@ -15,6 +15,7 @@ from train.base import keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, load_checkpoint, save_checkpoint
 from train.dataset import newest_dataset, read_dataset
+from train.methods import serving_warning
 from train.recipe import Recipe
 from train.trie import TrieBatch, merge_tries, weighted_loss
 from understudy.digests import digest_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VALIDATION_BATCHES = 12  # of the validation rows: a bounded share of the time
+
+SAMPLED_BATCHES = 16  # that a method chooses by
 
 
 def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], progress: Callable[[str, int], Progress]) -> dict[str, Any]:
@@ -51,8 +54,10 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     batcher = Batcher(train_rows, passages, tokenizer, recipe)
     validator = Batcher(validation_rows, passages, tokenizer, recipe)
     check_rows(batcher, len(train_rows))
+    if warning := serving_warning(recipe.method):
+        report(warning)
     report(f"{len(train_rows)} rows in {len(batcher.units)} sets of passages; loading {base_id} as {recipe.quantisation}")
-    model = load_trainable(base, recipe)
+    model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     served = served_base(workspace.models, base, base_id, recipe.quantisation)
     run = workspace.runs / key
     position = fit(model, batcher, validator, recipe, run, report, progress)
@@ -60,6 +65,11 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     result = write_adapter(model, tokenizer, position, source)
     shutil.rmtree(run, ignore_errors=True)
     return result
+
+
+def first_batches(batcher: Batcher, recipe: Recipe) -> list[TrieBatch]:
+    """Some batches of the first epoch, for methods that choose by gradients what to train."""
+    return [merge_tries(rows) for rows in batcher.epoch(recipe.seed, 0)[:SAMPLED_BATCHES]]
 
 
 def check_rows(batcher: Batcher, count: int) -> None:

@@ -283,6 +283,7 @@ class AdapterManifest(Record):
     dataset_digest: str
     recipe: dict[str, object]
     seed: int
+    method: str = "lora"  # train/methods.py
     rank: int
     alpha: int
     targets: list[str]

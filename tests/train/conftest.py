@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, VALIDATE_TASK, answer_target, proposal_text, score_target
 from train.attention import attend_by_branch
-from train.base import attach_adapter
+from train.methods import Sample, prepare
 from train.recipe import Recipe
 from understudy.records import Example
 
@@ -76,13 +76,13 @@ def examples(passages: dict[str, str]) -> list[Example]:
 def make_model() -> Callable[[Recipe], Any]:
     """The same frozen bf16 base each time, as training has it on a CPU, with a float32 adapter drawn from the recipe's seed."""
 
-    def make(recipe: Recipe) -> Any:
+    def make(recipe: Recipe, sample: Sample = list) -> Any:
         torch.manual_seed(0)
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
         config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.2, **heads)
         base = LlamaForCausalLM(config).to(torch.bfloat16)
         base.requires_grad_(False)
         attend_by_branch(base)
-        return attach_adapter(base, recipe)
+        return prepare(base, recipe, sample)
 
     return make
