@@ -175,6 +175,27 @@ COMMANDS = [
     Command("adapters ls", "the registered adapters", "learning:adapters_ls"),
     Command("adapters show", "an adapter's manifest", "learning:adapters_show", [arg("adapter")]),
     Command("adapters verify", "check an adapter's files against its digest", "learning:adapters_verify", [arg("adapter")]),
+    Command(
+        "adapters import",
+        "register a LoRA adapter that was trained elsewhere",
+        "learning:adapters_import",
+        [
+            arg("folder", metavar="DIR", help="what PEFT's save_pretrained wrote: adapter_config.json, adapter_model.safetensors"),
+            arg("--name", default="imported", help="default: imported"),
+            arg("--base", metavar="MODEL", help="the model in models/ to serve it on; default: the one its configuration names"),
+            arg("--dataset", metavar="DIGEST", help="the dataset here that it was trained on; default: unknown"),
+        ],
+    ),
+    Command(
+        "adapters export",
+        "write an adapter outside the workspace",
+        "learning:adapters_export",
+        [
+            arg("adapter"),
+            arg("folder", metavar="DIR", help="a folder that is not there yet"),
+            arg("--format", choices=["peft", "merged"], default="peft", help="merged: base and adapter as one model of safetensors; default: peft"),
+        ],
+    ),
     Command("serve", "run vLLM with the base and every registered adapter", "serving:serve"),
     Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
     Command(

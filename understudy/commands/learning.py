@@ -1,8 +1,9 @@
-"""dataset build, train, adapters ls/show/verify."""
+"""dataset build, train, adapters ls/show/verify/import/export."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from understudy.adapters import find_adapter, manifests, verify_adapter
 from understudy.commands import Outcome, report, workspace_of
@@ -54,10 +55,18 @@ def adapters_ls(args: Namespace) -> Outcome:
     """List the registered adapters."""
     workspace = workspace_of(args)
     rows = [
-        {"name": m.name, "adapter": m.served_name, "base": m.base, "rank": m.rank, "path": workspace.relative(path), "proven": (path / "proof.json").exists()}
+        {
+            "name": m.name,
+            "adapter": m.served_name,
+            "base": m.base,
+            "method": m.method,
+            "rank": m.rank,
+            "path": workspace.relative(path),
+            "proven": (path / "proof.json").exists(),
+        }
         for m, path in manifests(workspace)
     ]
-    lines = [f"{r['adapter']}  rank {r['rank']} over {r['base']}{'  proof on file' if r['proven'] else ''}" for r in rows]
+    lines = [f"{r['adapter']}  {r['method']}, rank {r['rank']}, over {r['base']}{'  proof on file' if r['proven'] else ''}" for r in rows]
     return Outcome({"adapters": rows}, lines or ["no adapters yet"])
 
 
@@ -72,3 +81,21 @@ def adapters_verify(args: Namespace) -> Outcome:
     """Check an adapter's files; raises AdapterError where they differ."""
     manifest = verify_adapter(find_adapter(workspace_of(args), args.adapter)[1])
     return Outcome({"adapter": manifest.served_name, "verified": True}, [f"{manifest.served_name} is whole"])
+
+
+def adapters_import(args: Namespace) -> Outcome:
+    """Register an adapter made elsewhere."""
+    from train.exchange import import_adapter
+
+    result = import_adapter(workspace_of(args), Path(args.folder), args.name, args.base, args.dataset)
+    lineage = {"unknown": "what it was trained on is unknown", "stated": "its dataset is as you state"}[result["lineage"]]
+    lines = [f"adapter {result['adapter']}, to be served on {result['served_base']}; {lineage}; in {result['path']}"]
+    return Outcome(result, [*lines, f"next: `understudy prove {result['adapter']}`"])
+
+
+def adapters_export(args: Namespace) -> Outcome:
+    """Write an adapter outside the workspace."""
+    from train.exchange import export_adapter
+
+    result = export_adapter(workspace_of(args), args.adapter, Path(args.folder), args.format)
+    return Outcome(result, [f"{result['adapter']} as {result['format']} in {result['path']}, {result['bytes'] / 2**20:.0f} MiB"])
