@@ -78,3 +78,26 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
         return Recipe.model_validate({**values, **parse_overrides(overrides)})
     except ValidationError as error:
         raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "docs/settings.md lists every key") from error
+
+
+class RetrieverRecipe(BaseModel):
+    """Everything that decides a tuned embedder, besides its base and its dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("retriever", pattern=r"^[a-z][a-z0-9.-]{0,47}$", description="the new embedder's name in models/")
+    epochs: int = Field(2, ge=1, description="passes over the pairs")
+    batch: int = Field(16, ge=2, description="pairs of one step: each is the others' negative")
+    negative_depth: int = Field(8, ge=1, description="a hard negative is drawn from so many best retrieved passages")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of training over which the rate rises linearly")
+    scale: float = Field(20.0, gt=0, description="cosines are multiplied by it: the inverse of a temperature")
+    seed: int = Field(0, description="seed of order, negatives and dropout")
+
+
+def load_retriever_recipe(settings: list[str]) -> RetrieverRecipe:
+    """The defaults with key=value settings. Raises UsageError with every fault."""
+    try:
+        return RetrieverRecipe.model_validate(parse_overrides(settings))
+    except ValidationError as error:
+        raise UsageError("; ".join(explain_fault(fault, RetrieverRecipe) for fault in error.errors()), "docs/settings.md lists every key") from error

@@ -172,6 +172,15 @@ COMMANDS = [
             arg("--dry-run", action="store_true", help="show rows, truncation, memory and time estimates, and train nothing"),
         ],
     ),
+    Command(
+        "retriever tune",
+        "fine-tune the embedder on what the traces cite; resumable; Recall@k before and after",
+        "learning:retriever_tune",
+        [
+            arg("settings", nargs="*", metavar="key=value", help="settings of the tuning; name=… names the new embedder"),
+            arg("--folds", type=int, metavar="N", help="cross-validate by document instead, and keep no model"),
+        ],
+    ),
     Command("adapters ls", "the registered adapters", "learning:adapters_ls"),
     Command("adapters show", "an adapter's manifest", "learning:adapters_show", [arg("adapter")]),
     Command("adapters verify", "check an adapter's files against its digest", "learning:adapters_verify", [arg("adapter")]),

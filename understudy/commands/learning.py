@@ -1,9 +1,10 @@
-"""dataset build, train, adapters ls/show/verify/import/export."""
+"""dataset build, train, adapters ls/show/verify/import/export, retriever tune."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from understudy.adapters import find_adapter, manifests, verify_adapter
 from understudy.commands import Outcome, report, workspace_of
@@ -99,3 +100,38 @@ def adapters_export(args: Namespace) -> Outcome:
 
     result = export_adapter(workspace_of(args), args.adapter, Path(args.folder), args.format)
     return Outcome(result, [f"{result['adapter']} as {result['format']} in {result['path']}, {result['bytes'] / 2**20:.0f} MiB"])
+
+
+def retriever_tune(args: Namespace) -> Outcome:
+    """Tune the embedder, or cross-validate the tuning by document."""
+    from train.recipe import load_retriever_recipe
+
+    workspace, recipe = workspace_of(args), load_retriever_recipe(args.settings)
+    if args.folds:
+        from train.recall import cross_validate
+
+        result = cross_validate(workspace, recipe, args.folds, report, show_progress)
+        return Outcome(result, _recall_lines(result["recall"]))
+    from train.retriever import tune_retriever
+
+    result = tune_retriever(workspace, recipe, report, show_progress)
+    loss = result["loss"]
+    return Outcome(
+        result,
+        [
+            f"embedder {result['embedder']}: {result['pairs']} pairs, loss {loss['first']:.3f} → {loss['last']:.3f}, {result['seconds']:.0f} s",
+            *_recall_lines(result["recall"]),
+            f"to use it: set models.embedder to {result['embedder']} in understudy.yaml, then `understudy index rebuild`",
+        ],
+    )
+
+
+def _recall_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Recall before and after, a line for each ranking and k."""
+    if not rows:
+        return ["recall not measured: the dataset has no validation questions"]
+    lines = []
+    for row in rows:
+        interval = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        lines.append(f"  recall@{row['k']:<2} {row['ranking']}: {row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}{interval}, n={row['n']}")
+    return lines
