@@ -24,7 +24,7 @@ from understudy.workspace import Workspace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Format = Literal["peft", "merged"]
+Format = Literal["peft", "merged", "gguf"]
 MAX_RANK = 512  # vLLM's largest
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 UNSERVED = (  # vLLM refuses or ignores them
@@ -154,18 +154,19 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def export_adapter(workspace: Workspace, name: str, target: Path, form: Format) -> dict[str, Any]:
-    """Write an adapter outside the registry, as PEFT reads it or merged into its served base; the result is the command's JSON.
+    """Write an adapter outside the registry: as PEFT reads it, or merged into its served base, as safetensors or GGUF; the result is the command's JSON.
 
     Merging is done in float32 and the sum rounded to bfloat16. Raises UsageError where the target is there already, AdapterError where
     the adapter is damaged or its method cannot be merged.
     """
+    from train.gguf_export import write_gguf
     from train.methods import METHODS
 
     manifest, folder = find_adapter(workspace, name)
     verify_adapter(folder)
     if target.exists():
         raise UsageError(f"{target} exists", "name a folder that is not there yet")
-    if form == "merged" and not METHODS[manifest.method].can_merge:  # type: ignore[index]
+    if form != "peft" and not METHODS[manifest.method].can_merge:  # type: ignore[index]
         raise AdapterError(f"what {manifest.method} trains cannot be merged into the base", "export it with --format peft")
     with whole_folder(target) as scratch:
         if form == "peft":
@@ -174,7 +175,11 @@ def export_adapter(workspace: Workspace, name: str, target: Path, form: Format) 
                     shutil.copy2(folder / file, scratch / file)
         else:
             weights = find_weights(workspace, manifest.served_base_digest)
-            merged(weights, folder, manifest.method).save_pretrained(scratch)
+            model = merged(weights, folder, manifest.method)
+        if form == "gguf":
+            write_gguf(model, weights, scratch / f"{manifest.name}-{manifest.digest[:12]}.gguf", manifest.served_name)
+        elif form == "merged":
+            model.save_pretrained(scratch)
             for file_path in weights.iterdir():  # tokenizer and template, byte for byte
                 if file_path.suffix in (".json", ".jinja", ".txt", ".model") and file_path.name != CARD and not (scratch / file_path.name).exists():
                     shutil.copy2(file_path, scratch / file_path.name)

@@ -202,7 +202,7 @@ COMMANDS = [
         [
             arg("adapter"),
             arg("folder", metavar="DIR", help="a folder that is not there yet"),
-            arg("--format", choices=["peft", "merged"], default="peft", help="merged: base and adapter as one model of safetensors; default: peft"),
+            arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
         ],
     ),
     Command("serve", "run vLLM with the base and every registered adapter", "serving:serve"),

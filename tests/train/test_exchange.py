@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from serve.identity import check_files
 from train.exchange import config_faults, export_adapter, import_adapter
+from train.gguf_export import splitter_of
 from train.methods import prepare, save_method
 from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest, find_adapter, require_served
@@ -186,6 +187,37 @@ def test_exports_are_the_adapter_and_the_base_with_it(
     assert (logits[0] - logits[1]).abs().mean() < 0.05 * (logits[0] - logits[2]).abs().mean()  # bfloat16 rounds
     PreTrainedTokenizerFast.from_pretrained(tmp_path / "merged")
     assert main(["--workspace", str(workspace.root), "models", "add", str(tmp_path / "merged")]) == 0
+
+
+def test_a_gguf_export_is_read_back_as_the_same_model_and_tokenizer(workspace: Workspace, made_elsewhere: Path, tmp_path: Path) -> None:
+    """By transformers' reader, which knows nothing of our writer."""
+    import_adapter(workspace, made_elsewhere, "theirs", None, None)
+    export_adapter(workspace, "theirs", tmp_path / "merged", "merged")
+    export_adapter(workspace, "theirs", tmp_path / "gguf", "gguf")
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    options = {"gguf_file": file.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    read = LlamaForCausalLM.from_pretrained(tmp_path / "gguf", **options)
+    wanted = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert read.state_dict().keys() == wanted.state_dict().keys()
+    for key, tensor in wanted.state_dict().items():
+        assert torch.equal(read.state_dict()[key], tensor), key
+    with torch.no_grad():
+        assert torch.allclose(read(IDS).logits, wanted(IDS).logits, atol=1e-5)
+    text = "<|start|>user\nHow long, in 2024?  Déjà vu.<|end|>\n"
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / "gguf", gguf_file=file.name), AutoTokenizer.from_pretrained(tmp_path / "merged")]
+    assert tokenizers[0](text).input_ids == tokenizers[1](text).input_ids
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+
+
+def test_a_tokenizer_that_llama_cpp_may_split_otherwise_is_refused(base: Path) -> None:
+    stored = read_json(base / "tokenizer.json")
+    assert splitter_of(stored) == "gpt-2"
+    by_words = stored["pre_tokenizer"]
+    digits = {"type": "Digits", "individual_digits": True}
+    assert splitter_of(stored | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, by_words]}}) == "smollm"
+    for other in ({"pre_tokenizer": by_words | {"add_prefix_space": True}}, {"pre_tokenizer": None}, {"normalizer": {"type": "NFC"}}):
+        with pytest.raises(AdapterError, match="splits text"):
+            splitter_of(stored | other)
 
 
 @pytest.mark.parametrize("method", ["ia3", "far", "bitfit"])
