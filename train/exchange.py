@@ -14,10 +14,10 @@ from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest, find_adapter, verify_adapter
 from understudy.chat import render_prompt, template_digest
 from understudy.config import explain_fault
-from understudy.digests import digest_of_file
+from understudy.digests import digest_of, digest_of_file
 from understudy.errors import AdapterError, NotFoundError, UsageError
 from understudy.files import read_json, whole_folder, write_json, write_text
-from understudy.models import CARD, find_weights, model_path, weights_digest
+from understudy.models import CARD, find_weights, folder_name, model_path, weights_digest
 from understudy.records import AdapterManifest, Message
 from understudy.workspace import Workspace
 
@@ -59,25 +59,26 @@ def import_adapter(workspace: Workspace, source: Path, name: str, base: str | No
     config = read_json(source / CONFIG)
     if faults := config_faults(config):
         raise AdapterError(f"{source.name} cannot be served: {'; '.join(faults)}", "train plain LoRA: no DoRA, no biases, no modules_to_save, one rank")
-    weights = _base_folder(workspace, base or str(config.get("base_model_name_or_path") or ""), named=base is not None)
+    weights = _base_folder(workspace, base or str(config.get("base_model_name_or_path") or ""))
     modules = check_tensors(source / WEIGHTS, weights, int(config["r"]))
     targets = _targets(config["target_modules"], modules, weights)
     _check_tokenizer(source, weights)
     base_id = str(read_json(weights / CARD)["id"]) if (weights / CARD).exists() else weights.name
     canonical = config | {"base_model_name_or_path": base_id, "target_modules": targets, "inference_mode": True}
-    with whole_folder(workspace.runs / f"import-{name}") as staging:
-        (staging / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
-        write_json(staging / CONFIG, canonical)
-        manifest = _manifest(workspace, staging, name, weights, config | canonical, _dataset(workspace, dataset))
+    staging = workspace.runs / f"import-{digest_of([digest_of_file(source / WEIGHTS), canonical])}"
+    with whole_folder(staging) as scratch:
+        (scratch / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
+        write_json(scratch / CONFIG, canonical)
+        manifest = _manifest(workspace, scratch, name, weights, canonical, _dataset(workspace, dataset))
     target = workspace.adapters / name / manifest.digest
     is_known = (target / "manifest.json").exists()
     if not is_known:
         with whole_folder(target) as scratch:
             for file in (WEIGHTS, CONFIG):
-                shutil.copy2(workspace.runs / f"import-{name}" / file, scratch / file)
+                shutil.copy2(staging / file, scratch / file)
             write_json(scratch / "manifest.json", manifest.model_dump())
             write_text(scratch / "README.md", f"# {manifest.served_name}\n\nA LoRA adapter for {base_id}, trained elsewhere. Lineage: {manifest.lineage}.\n")
-    shutil.rmtree(workspace.runs / f"import-{name}", ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
     return {
         "adapter": manifest.served_name,
         "digest": manifest.digest,
@@ -107,7 +108,8 @@ def config_faults(config: Any) -> list[str]:
         faults.append(f"its rank is {rank}, not 1 to {MAX_RANK}")
     if type(alpha) is not int or alpha < 1:
         faults.append(f"its lora_alpha is {alpha}, not a whole number")
-    if not config.get("target_modules"):
+    targets = config.get("target_modules")
+    if not targets or not (isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))):
         faults.append("it names no target_modules")
     return faults
 
@@ -210,16 +212,15 @@ def _check_name(name: str) -> None:
         raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "give the adapter another --name") from error
 
 
-def _base_folder(workspace: Workspace, base: str, named: bool) -> Path:
-    try:
-        return model_path(workspace, base.rstrip("/"))
-    except NotFoundError as error:
-        if named:
-            raise
-        raise NotFoundError(
-            f"the adapter was trained on {base or 'an unnamed base'}, which is not in the workspace",
-            "add it with `understudy models add`, or say with --base which model in models/ it is",
-        ) from error
+def _base_folder(workspace: Workspace, base: str) -> Path:
+    """The model in models/ of this name, or of a path's or hub id's last part."""
+    folder = workspace.models / folder_name(base)
+    if base and (folder / "config.json").is_file():
+        return folder
+    raise NotFoundError(
+        f"the adapter's base, {base or 'unnamed'}, is not in {workspace.models}",
+        "add it with `understudy models add`, or say with --base which model in models/ it is",
+    )
 
 
 def _targets(targets: Any, modules: set[str], base: Path) -> list[str]:
