@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -63,7 +64,8 @@ def run_one(workspace_root: str, recipe: Recipe, steps: int) -> dict[str, Any]:
 def run_apart(workspace: str, recipe: Recipe, steps: int) -> dict[str, Any]:
     """The same in a process of its own."""
     script = [sys.executable, __file__, "--workspace", workspace, "--steps", str(steps), "--recipe", recipe.model_dump_json()]
-    return dict(json.loads(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # as the command line has it
+    return dict(json.loads(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()[-1]))
 
 
 def measure(workspace: str, method: str, quantisation: str, steps: int, rates: list[float], seeds: int) -> dict[str, Any]:

@@ -51,18 +51,24 @@ def workspace(base: Path, tmp_path: Path) -> Workspace:
     return made
 
 
-@pytest.fixture
-def made_elsewhere(base: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written_by_peft(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What plain PEFT writes, and a trainer's pickle of its arguments beside it."""
     torch.manual_seed(1)
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.3)
-    folder = tmp_path / "elsewhere"
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "training_args.bin").write_bytes(b"\x80\x04.")
     return folder
+
+
+@pytest.fixture
+def made_elsewhere(written_by_peft: Path, tmp_path: Path) -> Path:
+    """The test's own copy of it."""
+    return shutil.copytree(written_by_peft, tmp_path / "elsewhere")
 
 
 def change_config(folder: Path, **changes: Any) -> None:
