@@ -13,7 +13,7 @@ import torch
 
 from rag.prompts import PROMPT_VERSION
 from train.checkpoint import Position
-from train.methods import save_method
+from train.methods import METHODS, save_method
 from train.recipe import Recipe
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest
 from understudy.chat import template_digest
@@ -172,7 +172,7 @@ It works only with the prompts of version `{manifest.prompt_version}` and on the
 |---|---|
 | base | {manifest.base} ({"dequantised NF4" if manifest.quantisation == "nf4" else "bf16"} weights `{manifest.served_base_digest[:12]}`) |
 | dataset | `{manifest.dataset_digest[:12]}` |
-| method | {manifest.method}, rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
+| method | {METHODS[manifest.method].source}: rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
 | loss per token | first {figure("loss_first")}, last {figure("loss_last")}, validation {figure("loss_validation")} |
 
 `manifest.json` holds its whole lineage; `proof.json` and `evaluation.json`, where present, what was shown of it.

@@ -72,7 +72,9 @@ def import_adapter(workspace: Workspace, source: Path, name: str, base: str | No
         manifest = _manifest(workspace, scratch, name, weights, canonical, _dataset(workspace, dataset))
     target = workspace.adapters / name / manifest.digest
     is_known = (target / "manifest.json").exists()
-    if not is_known:
+    if is_known:
+        manifest = verify_adapter(target)
+    else:
         with whole_folder(target) as scratch:
             for file in (WEIGHTS, CONFIG):
                 shutil.copy2(staging / file, scratch / file)
@@ -168,7 +170,7 @@ def export_adapter(workspace: Workspace, name: str, target: Path, form: Format) 
     verify_adapter(folder)
     if target.exists():
         raise UsageError(f"{target} exists", "name a folder that is not there yet")
-    if form != "peft" and not METHODS[manifest.method].can_merge:  # type: ignore[index]
+    if form != "peft" and not METHODS[manifest.method].can_merge:
         raise AdapterError(f"what {manifest.method} trains cannot be merged into the base", "export it with --format peft")
     with whole_folder(target) as scratch:
         if form == "peft":

@@ -167,7 +167,7 @@ def attach_sparse(model: PreTrainedModel, recipe: Recipe, sample: Sample) -> Pre
     return _by_peft(model, config)
 
 
-METHODS: dict[MethodName, Method] = {
+METHODS: dict[str, Method] = {
     "lora": Method(attach_lora, "LoRA (arXiv:2106.09685), QLoRA (arXiv:2305.14314)", can_merge=True),
     "dora": Method(attach_lora, "DoRA (arXiv:2402.09353)", can_merge=True),
     "ia3": Method(attach_ia3, "(IA)³ (arXiv:2205.05638)", can_merge=True),

@@ -97,6 +97,7 @@ def test_a_dataset_stated_is_recorded_with_what_it_teaches(workspace: Workspace,
     manifest, _ = find_adapter(workspace, "theirs")
     assert (manifest.lineage, manifest.dataset_digest) == ("stated", "abc123")
     assert manifest.model_dump(include=summary.keys()) == summary
+    assert import_adapter(workspace, made_elsewhere, "theirs", None, None)["lineage"] == "stated"  # what is registered stays as it is
     with pytest.raises(NotFoundError, match="no datasets"):
         import_adapter(workspace, made_elsewhere, "theirs", None, "zzz")
 
