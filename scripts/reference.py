@@ -29,8 +29,8 @@ def commands() -> str:
 
 
 def settings() -> str:
-    """Every setting of a workspace and of a recipe, with its default, as Markdown."""
-    from train.recipe import Recipe
+    """Every setting of a workspace, of a recipe and of the retriever's tuning, with its default, as Markdown."""
+    from train.recipe import Recipe, RetrieverRecipe
     from understudy.config import Config
 
     parts = ["# Settings\n\nMade by `python scripts/reference.py`; do not edit.\n"]
@@ -38,6 +38,8 @@ def settings() -> str:
     parts.append(table(Config))
     parts.append("\n## A training recipe\n\nA YAML file, or `understudy train key=value`; the shipped ones lie in `train/recipes/`.\n")
     parts.append(table(Recipe))
+    parts.append("\n## Tuning the retriever\n\n`understudy retriever tune key=value`.\n")
+    parts.append(table(RetrieverRecipe))
     return "\n".join(parts) + "\n"
 
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 from serve.engine import EngineSpec, load_adapter, plan_engine, served_models, start_engine
 from serve.supervise import Engine, died, free_port, require_free_port
+from understudy.adapters import is_served, manifests
 from understudy.engines import RunningEngine, find_engine
 from understudy.errors import EngineError
 from understudy.files import locked
@@ -32,6 +33,9 @@ def run_serve(workspace: Workspace) -> None:
     Raises EngineError when the engine cannot start, when one already runs for this workspace, or when it dies.
     """
     spec = plan_engine(workspace)
+    for manifest, _ in manifests(workspace):
+        if not is_served(manifest.method):
+            _say(f"not served: {manifest.served_name}, trained by {manifest.method}; vLLM serves LoRA adapters only")
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         with _start(workspace, spec) as engine:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from serve.supervise import Engine, spawn, wait_until_healthy
-from understudy.adapters import manifests
+from understudy.adapters import is_served, manifests
 from understudy.chat import closed_template
 from understudy.config import Serve
 from understudy.engines import RunningEngine
@@ -224,8 +224,8 @@ def load_adapter(url: str, adapter: ServedAdapter) -> None:
 
 
 def registered_adapters(workspace: Workspace, base_digest: str) -> list[ServedAdapter]:
-    """The workspace's adapters that must be served on exactly these weights, oldest first."""
-    found = [(manifest, folder) for manifest, folder in manifests(workspace) if manifest.served_base_digest == base_digest]
+    """The workspace's adapters that vLLM can apply and that must be served on exactly these weights, oldest first."""
+    found = [(m, folder) for m, folder in manifests(workspace) if is_served(m.method) and m.served_base_digest == base_digest]
     return [ServedAdapter(manifest.served_name, folder, manifest.rank) for manifest, folder in found]
 
 
@@ -237,7 +237,7 @@ def served_base(workspace: Workspace) -> tuple[Path, str, str]:
     path = model_path(workspace, workspace.config.models.base)
     card = read_json(path / CARD) if (path / CARD).exists() else {}
     base = str(card.get("id", path.name))
-    ours = [manifest for manifest, _ in manifests(workspace) if manifest.base == base]
+    ours = [manifest for manifest, _ in manifests(workspace) if is_served(manifest.method) and manifest.base == base]
     digest = weights_digest(path)
     if not ours or ours[-1].served_base_digest == digest:
         return path, base, digest

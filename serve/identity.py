@@ -12,11 +12,9 @@ from understudy.adapters import CONFIG, verify_adapter
 from understudy.chat import template_digest
 from understudy.digests import digest_of_file, digest_of_files
 from understudy.engines import RunningEngine
-from understudy.errors import NotFoundError, UnderstudyError
+from understudy.errors import UnderstudyError
 from understudy.files import read_json
-from understudy.models import weights_digest
 from understudy.records import AdapterManifest
-from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,14 +40,6 @@ def check_files(manifest: AdapterManifest, folder: Path) -> Check:
     return Check.of_faults("files", faults, "the files are those of the digest", began)
 
 
-def find_weights(workspace: Workspace, digest: str) -> Path:
-    """The model folder that holds exactly these weights; raises NotFoundError."""
-    for folder in sorted(workspace.models.glob("*")):
-        if (folder / "config.json").is_file() and weights_digest(folder) == digest:
-            return folder
-    raise NotFoundError(f"the weights that the adapter must be served on ({digest[:12]}) are not in {workspace.models}", "restore models/, or train again")
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
@@ -67,7 +57,7 @@ def check_base(manifest: AdapterManifest, weights: Path, tokenizer: PreTrainedTo
         f"weights in {weights.name}": (digest_of_files(weights.glob("*.safetensors")), manifest.served_base_digest),
         "tokenizer": (digest_of_file(weights / "tokenizer.json"), manifest.tokenizer_digest),
         "chat template": (template_digest(tokenizer), manifest.chat_template_digest),
-        "prompts": (PROMPT_VERSION, manifest.prompt_version),
+        "prompts": (PROMPT_VERSION, manifest.prompt_version or PROMPT_VERSION),  # an imported adapter's may be unknown
     }
     faults = [f"{name}: {found[:12]}, trained with {wanted[:12]}" for name, (found, wanted) in pairs.items() if found != wanted]
     return Check.of_faults("base", faults, "weights, tokenizer, chat template and prompts are those of the training", began)

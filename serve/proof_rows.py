@@ -12,7 +12,8 @@ from rag.prompts import ABSTENTION, answer_messages
 from understudy.chat import Encoded, encode_example
 from understudy.errors import NotFoundError
 from understudy.files import read_json, read_jsonl
-from understudy.records import Example, Message
+from understudy.records import AdapterManifest, Example, Message
+from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,16 @@ class Row:
     def length(self) -> int:
         """Characters of the prompt: orders rows without tokenising a whole dataset."""
         return sum(len(message.content) for message in self.messages)
+
+
+def dataset_of(workspace: Workspace, manifest: AdapterManifest) -> Path:
+    """The folder of the dataset to prove an adapter on: its own, or the newest where its own is unknown. Raises NotFoundError."""
+    if manifest.dataset_digest:
+        return workspace.datasets / manifest.dataset_digest
+    built = sorted(workspace.datasets.glob("*/dataset.json"), key=lambda file: file.stat().st_mtime)
+    if not built:
+        raise NotFoundError(f"there is no dataset to prove {manifest.served_name} on", "run `understudy dataset build`")
+    return built[-1].parent
 
 
 def read_rows(dataset: Path, adapter: str) -> list[Row]:

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from serve.identity import check_base, check_files, find_weights, load_tokenizer
-from serve.proof_rows import choose_scored, choose_spread, fitting, read_rows
+from serve.identity import check_base, check_files, load_tokenizer
+from serve.proof_rows import choose_scored, choose_spread, dataset_of, fitting, read_rows
 from serve.reference import Scorer, import_torch_patiently, load_reference
 from serve.served import Server, check_canaries, check_listing, check_token_ids
 from serve.weigh import Distances, Floats, weigh
-from understudy.adapters import find_adapter
+from understudy.adapters import find_adapter, require_served
 from understudy.chat import Encoded
 from understudy.engines import RunningEngine
 from understudy.errors import EngineError
 from understudy.files import write_json
+from understudy.models import find_weights
 from understudy.progress import Progress
 from understudy.records import SCHEMA_VERSION
 from understudy.workspace import Workspace
@@ -38,11 +39,13 @@ def prove(
     """Prove an adapter on the engine that serves it; the result is the command's JSON, kept beside it as proof.json.
 
     Files or base weights that are not the adapter's end the proof before the engine is asked anything.
-    Raises NotFoundError where the adapter, its dataset or its weights are missing, EngineError where the engine fails.
+    Raises NotFoundError where the adapter, its dataset or its weights are missing, AdapterError where vLLM cannot apply its
+    method, EngineError where the engine fails.
     """
     import_torch_patiently()
     began = time.monotonic()
     manifest, folder = find_adapter(workspace, adapter_name)
+    require_served(manifest)
     report(f"proving {manifest.served_name} at {engine.url}")
     checks = [check_files(manifest, folder)]
     measured: dict[str, Any] = {}
@@ -51,7 +54,7 @@ def prove(
         tokenizer = load_tokenizer(weights)
         checks.append(check_base(manifest, weights, tokenizer, engine))
     if all(check.passed for check in checks):
-        rows = read_rows(workspace.datasets / manifest.dataset_digest, manifest.served_name)
+        rows = read_rows(dataset_of(workspace, manifest), manifest.served_name)
         with Server(engine.url, engine.base, manifest.served_name) as server:
             checks.append(check_listing(server, folder))
             checks.append(check_token_ids(server, tokenizer, choose_spread(rows, TOKEN_ROWS)))

@@ -13,6 +13,7 @@ from rag.prompts import PROMPT_VERSION
 from train.card import draw_training, model_card
 from train.checkpoint import Position
 from train.memory import peak_bytes
+from train.methods import save_method
 from train.metrics import FILE as METRICS
 from train.metrics import TENSORBOARD
 from train.recipe import Recipe
@@ -60,11 +61,7 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
     recipe, workspace = source.recipe, source.workspace
     staging = workspace.runs / source.key / "adapter"
     with whole_folder(staging) as scratch:
-        model.peft_config["default"].base_model_name_or_path = source.base_id
-        model.save_pretrained(scratch, save_embedding_layers=False)  # "auto" would ask a hub about the base
-        (scratch / "README.md").unlink(missing_ok=True)
-        config = read_json(scratch / CONFIG)
-        write_json(scratch / CONFIG, config | {"base_model_name_or_path": source.base_id, "target_modules": sorted(config["target_modules"])})
+        save_method(model, recipe, scratch, source.base_id)
     digest = adapter_digest(staging, weights_digest(source.served_base))
     manifest = _manifest(tokenizer, position, source, digest)
     target = workspace.adapters / recipe.name / digest
@@ -97,8 +94,9 @@ def _manifest(tokenizer: PreTrainedTokenizerBase, position: Position, source: Ad
         chat_template_digest=template_digest(tokenizer),
         prompt_version=PROMPT_VERSION,
         dataset_digest=source.dataset,
-        recipe=recipe.model_dump(),
+        recipe=recipe.model_dump(exclude={"dataset"}),  # a path of this machine; its digest is above
         seed=recipe.seed,
+        method=recipe.method,
         rank=recipe.rank,
         alpha=recipe.alpha,
         targets=recipe.targets,

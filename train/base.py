@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from train.attention import attend_by_branch
+from train.methods import Sample, prepare
 from train.recipe import Recipe
 from train.trie import check_architecture
 from understudy.errors import TrainingError
@@ -58,37 +58,13 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
     return model
 
 
-def load_trainable(folder: Path, recipe: Recipe) -> PreTrainedModel:
-    """The base with a fresh adapter and the attention that suits the device. Raises TrainingError."""
+def load_trainable(folder: Path, recipe: Recipe, sample: Sample = list) -> PreTrainedModel:
+    """The base with what the recipe trains on it, fresh, and the attention that suits the device. Raises TrainingError."""
     model = load_base(folder, recipe.quantisation)
     check_architecture(model.config)
     if model.device.type == "cpu":
         attend_by_branch(model)
-    return attach_adapter(model, recipe)
-
-
-def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    """A PEFT model with fresh float32 LoRA weights, drawn from the recipe's seed."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(recipe.seed)
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        target_modules=recipe.targets,
-        use_rslora=recipe.use_rslora,
-        lora_dropout=recipe.lora_dropout,
-        layers_to_transform=recipe.layers_to_transform,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, config)
-    for module in adapted.modules():  # autocast casts once; PEFT would cast every input to float32 and autocast back
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
-    return adapted
+    return prepare(model, recipe, sample)
 
 
 def served_base(models: Path, base: Path, base_id: str, quantisation: str) -> Path:

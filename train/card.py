@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from train.methods import METHODS
 from train.metrics import Row
 from understudy.records import AdapterManifest
 
@@ -27,16 +28,16 @@ def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:
     return f"""---
 base_model: {manifest.base}
 library_name: peft
-tags: [lora, rag, understudy]
+tags: [{manifest.method}, rag, understudy]
 ---
 # {manifest.served_name}
 
-A LoRA adapter that {does}.
+An adapter ({manifest.method}) that {does}.
 
 | | |
 |---|---|
 | base | {manifest.base} ({served} weights `{manifest.served_base_digest[:12]}`) |
-| LoRA | rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
+| method | {METHODS[manifest.method].source}: rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
 | started from | {start or "fresh weights"}, seed {manifest.seed} |
 | loss per token | first {figure("loss_first")}, last {figure("loss_last")}, validation {figure("loss_validation")} |
 

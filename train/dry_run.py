@@ -10,12 +10,12 @@ import torch
 
 from train.base import keep_freed_memory, load_trainable
 from train.batches import Batcher
-from train.dataset import newest_dataset, read_dataset
+from train.dataset import find_dataset, read_dataset
 from train.memory import activation_bytes, head_bytes, optimiser_bytes, peak_bytes
 from train.optimiser import make_optimizer
 from train.preflight import check_layers, check_leaks, check_rows, describe_rows, sample_of, shown_row
 from train.recipe import Recipe
-from train.sft import take_step
+from train.sft import first_batches, take_step
 from train.stops import is_out_of_memory
 from train.trie import Row, distinct_tokens, merge_tries
 from understudy.errors import TrainingError
@@ -31,7 +31,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     from transformers import AutoTokenizer
 
     keep_freed_memory()
-    examples, passages, _ = read_dataset(newest_dataset(workspace))
+    examples, passages, _ = read_dataset(find_dataset(workspace, recipe.dataset))
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     rows, validation = ([example for example in examples if example.split == split] for split in ("train", "validation"))
@@ -44,7 +44,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     batches = sorted(planned, key=distinct_tokens)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
-    model = load_trainable(base, recipe)
+    model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     check_layers(model.config, recipe)
     largest = merge_tries(batches[-1])
     seconds = time_steps(model, recipe, batches, sum(sizes))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
 
 FOLDER = Path(__file__).parent / "recipes"
+MethodName = Literal["lora", "dora", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "fishmask", "far"]
+LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tuning": 1e-2, "fishmask": 1e-3, "far": 1e-3}  # where lora's does not do
 
 
 class Recipe(BaseModel):
@@ -23,10 +25,13 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("handbooks", pattern=r"^[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
+    dataset: str | None = Field(None, description="what to learn from: any chat JSONL file, or a dataset's digest or folder; unset: the dataset built last")
     base: str | None = Field(None, description="base model; unset: the workspace's models.base")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
+    method: MethodName = Field("lora", description="what is trained (docs/training.md); vLLM serves lora alone")
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
+    virtual_tokens: int = Field(20, ge=1, le=1000, description="virtual tokens of prompt_tuning and prefix_tuning")
     targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
     use_rslora: bool = Field(False, description="scale by alpha/√rank (arXiv:2312.03732) in place of alpha/rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of what enters the adapter; rows that share a prefix share its mask")
@@ -55,6 +60,21 @@ class Recipe(BaseModel):
     load_best_model_at_end: bool = Field(False, description="keep the weights of the best validation; needs eval_steps")
     report_to: list[str] = Field(default=[], description="where metrics go besides metrics.jsonl: tensorboard, or an installed understudy.reporters plugin")
     seed: int = Field(0, description="seed of order, passage order and initialisation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, values: Any) -> Any:
+        rate = LEARNING_RATES.get(values.get("method"))
+        return {"learning_rate": rate} | values if rate else values
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> Recipe:
+        set_anyway = self.model_fields_set & {"use_rslora", "lora_dropout", "layers_to_transform"}
+        if set_anyway and self.method not in ("lora", "dora"):
+            raise ValueError(f"{self.method} has no {', '.join(sorted(set_anyway))}")
+        if self.method in ("fishmask", "far") and self.quantisation != "none":
+            raise ValueError(f"{self.method} changes the base's own weights: set quantisation=none")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -85,3 +105,26 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
         return Recipe.model_validate({**values, **parse_overrides(overrides)})
     except ValidationError as error:
         raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "docs/settings.md lists every key") from error
+
+
+class RetrieverRecipe(BaseModel):
+    """Everything that decides a tuned embedder, besides its base and its dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("retriever", pattern=r"^[a-z][a-z0-9.-]{0,47}$", description="the new embedder's name in models/")
+    epochs: int = Field(2, ge=1, description="passes over the pairs")
+    batch: int = Field(16, ge=2, description="pairs of one step: each is the others' negative")
+    negative_depth: int = Field(8, ge=1, description="a hard negative is drawn from so many best retrieved passages")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of training over which the rate rises linearly")
+    scale: float = Field(20.0, gt=0, description="cosines are multiplied by it: the inverse of a temperature")
+    seed: int = Field(0, description="seed of order, negatives and dropout")
+
+
+def load_retriever_recipe(settings: list[str]) -> RetrieverRecipe:
+    """The defaults with key=value settings. Raises UsageError with every fault."""
+    try:
+        return RetrieverRecipe.model_validate(parse_overrides(settings))
+    except ValidationError as error:
+        raise UsageError("; ".join(explain_fault(fault, RetrieverRecipe) for fault in error.errors()), "docs/settings.md lists every key") from error

@@ -18,7 +18,8 @@ from train.adapter import AdapterSource, find_finished_run, write_adapter
 from train.base import keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint, seed_step
-from train.dataset import newest_dataset, read_dataset
+from train.dataset import find_dataset, read_dataset
+from train.methods import serving_warning
 from train.metrics import Metrics, find_reporters
 from train.optimiser import make_optimizer
 from train.preflight import check_disk, check_layers, check_leaks, check_rows, describe_memory, describe_rows, sample_of, shown_row
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VALIDATION_BATCHES = 12  # of the validation rows: a bounded share of the time
-UNDECIDING = {"report_to", "checkpoint_minutes"}  # what a run may change its mind about when it goes on
+UNDECIDING = {"report_to", "checkpoint_minutes", "dataset"}  # what a run may change its mind about when it goes on, and what is known by its digest
+SAMPLED_BATCHES = 16  # that a method chooses by
 
 
 def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], progress: Callable[[str, int], Progress]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     processes.check(recipe)
     if not processes.is_main:
         report, progress = (lambda _: None), SilentProgress
-    dataset = newest_dataset(workspace)
+    dataset = find_dataset(workspace, recipe.dataset)
     examples, passages, summary = read_dataset(dataset)
     base_id = recipe.base or workspace.config.models.base
     base = model_path(workspace, base_id)
@@ -73,12 +75,14 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     validator = Batcher(validation_rows, passages, tokenizer, recipe)
     check_rows(batcher, len(train_rows))
     check_leaks(train_rows, validation_rows)
+    if warning := serving_warning(recipe.method):
+        report(warning)
     if newest_checkpoint(run) is None and processes.is_main:
         sample = shown_row(tokenizer, sample_of(batcher), passages, in_colour=True) if is_colourful(sys.stderr) else []
         for line in [*describe_rows(batcher, tokenizer), *sample]:
             report(line)
     report(f"{len(train_rows)} rows in {len(batcher.units)} sets of passages; loading {base_id} as {recipe.quantisation}")
-    model = load_trainable(base, recipe)
+    model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     check_layers(model.config, recipe)
     if start:
         load_warm_start(model, start[1])
@@ -94,6 +98,11 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
         result = write_adapter(model, tokenizer, position, source)
         shutil.rmtree(run, ignore_errors=True)
         return result
+
+
+def first_batches(batcher: Batcher, recipe: Recipe) -> list[TrieBatch]:
+    """Some batches of the first epoch, for methods that choose by gradients what to train."""
+    return [merge_tries(rows) for rows in batcher.epoch(recipe.seed, 0)[:SAMPLED_BATCHES]]
 
 
 def fit(

@@ -14,6 +14,21 @@ from understudy.workspace import Workspace
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+SERVED_METHODS = ("lora",)  # what vLLM applies
+
+
+def is_served(method: str) -> bool:
+    """Whether vLLM can apply what a method trains."""
+    return method in SERVED_METHODS
+
+
+def require_served(manifest: AdapterManifest) -> None:
+    """Raise AdapterError for an adapter that vLLM cannot apply."""
+    if not is_served(manifest.method):
+        raise AdapterError(
+            f"{manifest.served_name} was trained by {manifest.method}, and vLLM serves LoRA adapters only",
+            "train with method=lora; or, where the method can be merged, `understudy adapters export --format merged` makes a base of its own of it",
+        )
 
 
 def adapter_digest(folder: Path, served_base_digest: str) -> str:

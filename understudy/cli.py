@@ -201,9 +201,39 @@ COMMANDS = [
             arg("--dry-run", action="store_true", help="show rows, truncation, memory and time estimates, and train nothing"),
         ],
     ),
+    Command(
+        "retriever tune",
+        "fine-tune the embedder on what the traces cite; resumable; Recall@k before and after",
+        "learning:retriever_tune",
+        [
+            arg("settings", nargs="*", metavar="key=value", help="settings of the tuning; name=… names the new embedder"),
+            arg("--folds", type=int, metavar="N", help="cross-validate by document instead, and keep no model"),
+        ],
+    ),
     Command("adapters ls", "the registered adapters", "learning:adapters_ls"),
     Command("adapters show", "an adapter's manifest", "learning:adapters_show", [arg("adapter")]),
     Command("adapters verify", "check an adapter's files against its digest", "learning:adapters_verify", [arg("adapter")]),
+    Command(
+        "adapters import",
+        "register a LoRA adapter that was trained elsewhere",
+        "learning:adapters_import",
+        [
+            arg("folder", metavar="DIR", help="what PEFT's save_pretrained wrote: adapter_config.json, adapter_model.safetensors"),
+            arg("--name", default="imported", help="default: imported"),
+            arg("--base", metavar="MODEL", help="the model in models/ to serve it on; default: the one its configuration names"),
+            arg("--dataset", metavar="DIGEST", help="the dataset here that it was trained on; default: unknown"),
+        ],
+    ),
+    Command(
+        "adapters export",
+        "write an adapter outside the workspace",
+        "learning:adapters_export",
+        [
+            arg("adapter"),
+            arg("folder", metavar="DIR", help="a folder that is not there yet"),
+            arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
+        ],
+    ),
     Command("serve", "run vLLM with the base and every registered adapter", "serving:serve"),
     Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
     Command(

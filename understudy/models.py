@@ -57,6 +57,14 @@ def weights_digest(folder: Path) -> str:
     return digest_of_files(sorted(folder.glob("*.safetensors")))
 
 
+def find_weights(workspace: Workspace, digest: str) -> Path:
+    """The model folder that holds exactly these weights; raises NotFoundError."""
+    for folder in sorted(workspace.models.glob("*")):
+        if (folder / "config.json").is_file() and weights_digest(folder) == digest:
+            return folder
+    raise NotFoundError(f"the weights that the adapter must be served on ({digest[:12]}) are not in {workspace.models}", "restore models/, or train again")
+
+
 def list_models(workspace: Workspace) -> list[dict[str, str]]:
     """The cards of the models in the workspace."""
     return [read_json(card) for card in sorted(workspace.models.glob(f"*/{CARD}"))]

@@ -287,10 +287,12 @@ class AdapterManifest(Record):
     quantisation: Literal["nf4", "none"]
     tokenizer_digest: str
     chat_template_digest: str
-    prompt_version: str
-    dataset_digest: str
+    prompt_version: str  # empty: unknown
+    dataset_digest: str  # empty: unknown
+    lineage: Literal["trained", "stated", "unknown"] = "trained"  # trained here; imported, its dataset stated or not
     recipe: dict[str, object]
-    seed: int
+    seed: int | None  # None: imported
+    method: str = "lora"  # train/methods.py
     rank: int
     alpha: int
     targets: list[str]

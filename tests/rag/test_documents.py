@@ -233,11 +233,12 @@ def test_a_removed_document_lists_what_was_learnt_and_a_purge_leaves_no_byte(tak
     take(write(tmp_path / "a.txt", "The password of the vault is xyzzy-4711."))
     (document,) = workspace.store.documents("default")
     adapter_of(workspace, document.id)
-    workspace.models.symlink_to(MODELS.resolve())
+    write(workspace.models / "ours" / "manifest.json", json.dumps({"group_ids": [document.id]}))
+    (workspace.models / EMBEDDER).symlink_to((MODELS / EMBEDDER).resolve())
     with pytest.raises(NotFoundError):
         remove_documents(workspace, [document.id[:5]])  # too short to be meant
     result = remove_documents(workspace, ["a.txt"], purge=True)
-    assert result["learnt"] == {"adapters": [f"tiny@{'d' * 12}"], "datasets": ["abc"], "traces": 0}
+    assert result["learnt"] == {"adapters": [f"tiny@{'d' * 12}"], "embedders": ["ours"], "unknown": [], "datasets": ["abc"], "traces": 0}
     assert not any(b"xyzzy" in file.read_bytes() for file in workspace.root.rglob("*") if file.is_file())
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, PROMPT_VERSION, VALIDATE_TASK, answer_target, proposal_text, score_target
 from train.attention import attend_by_branch
-from train.base import attach_adapter
+from train.methods import Sample, prepare
 from train.recipe import Recipe
 from understudy.digests import digest_of
 from understudy.files import write_json, write_jsonl
@@ -79,11 +79,11 @@ def examples(passages: dict[str, str]) -> list[Example]:
 def make_model() -> Callable[[Recipe], Any]:
     """The same frozen bf16 base each time, as training has it on a CPU, with a float32 adapter drawn from the recipe's seed."""
 
-    def make(recipe: Recipe) -> Any:
+    def make(recipe: Recipe, sample: Sample = list) -> Any:
         base = tiny_base()
         base.requires_grad_(False)
         attend_by_branch(base)
-        return attach_adapter(base, recipe)
+        return prepare(base, recipe, sample)
 
     return make
 

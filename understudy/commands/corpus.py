@@ -120,6 +120,10 @@ def documents_rm(args: Namespace) -> Outcome:
     lines = [_removed(result) + (", and the store's files are rewritten without them" if args.purge else "")]
     if learnt["adapters"]:
         lines.append(f"learnt from them, and still there: adapters {', '.join(learnt['adapters'])}")
+    if learnt["embedders"]:
+        lines.append(f"embedders tuned on them, and still there: {', '.join(learnt['embedders'])}")
+    if learnt["unknown"]:
+        lines.append(f"imported adapters that may have learnt from them: {', '.join(learnt['unknown'])}")
     if learnt["datasets"]:
         lines.append(f"datasets that hold their text: {', '.join(digest[:12] for digest in learnt['datasets'])}")
     if learnt["traces"]:

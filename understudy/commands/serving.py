@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.adapters import find_adapter
+from understudy.adapters import find_adapter, require_served
 from understudy.commands import Outcome, report, workspace_of
 from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
 from understudy.config import require_file
@@ -37,7 +37,7 @@ def prove(args: Namespace) -> Outcome:
     from serve.prove import prove as run
 
     workspace = workspace_of(args)
-    find_adapter(workspace, args.adapter)
+    require_served(find_adapter(workspace, args.adapter)[0])
     with engine_for(workspace, report) as engine:
         result = run(workspace, args.adapter, engine, report, show_progress)
     lines = [f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['value']} (limit {c['limit']})" for c in result["checks"]]
@@ -158,7 +158,10 @@ def refuse_trained_on(workspace: Workspace, questions: list[Question], names: li
     for name in names:
         if name == "base" or name in workspace.config.remotes:
             continue
-        seen = asked.keys() & set(find_adapter(workspace, name)[0].question_digests)
+        manifest, _ = find_adapter(workspace, name)
+        if manifest.lineage == "unknown":
+            report(f"{name} was imported, and what it was trained on is unknown: it may have seen these questions")
+        seen = asked.keys() & set(manifest.question_digests)
         if seen:
             first = asked[sorted(seen)[0]].question
             raise UsageError(f"{name} was trained on {len(seen)} of these questions, such as {first!r}", "evaluate on questions it has not seen")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from understudy.adapters import find_adapter, manifests
+from understudy.adapters import find_adapter, is_served, manifests, require_served
 from understudy.client import Model, ModelClient, engine_model, remote_model
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 
 
 def default_model(workspace: Workspace) -> str:
-    """The newest adapter of the configured base, else the base."""
-    served = [m for m, _ in manifests(workspace) if m.base == workspace.config.models.base]
+    """The newest adapter of the configured base that vLLM can apply, else the base."""
+    served = [m for m, _ in manifests(workspace) if is_served(m.method) and m.base == workspace.config.models.base]
     return served[-1].served_name if served else "base"
 
 
 def resolve_name(workspace: Workspace, name: str) -> str:
-    """base and remotes as they are; an adapter's name as name@digest12. Raises NotFoundError."""
+    """base and remotes as they are; an adapter's name as name@digest12. Raises NotFoundError, AdapterError where it cannot be served."""
     if name == "base" or name in workspace.config.remotes:
         return name
-    return find_adapter(workspace, name)[0].served_name
+    manifest, _ = find_adapter(workspace, name)
+    require_served(manifest)
+    return manifest.served_name
 
 
 def resolve(workspace: Workspace, name: str, engine: RunningEngine | None) -> Model:
