@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rag.citations import find_quote
+from rag.eval.estimators import Estimator, Means, Numbers, auroc, mean, quantile
 from rag.eval.evidence import Quote, first_retrieved, locate_gold, locate_shown, relevant_chunks, shown_chunks, unsupported_sentences
 from rag.eval.ranked import ndcg_at_k, precision_at_k, reciprocal_rank
 from rag.eval.reliability import calibration_error
@@ -25,8 +25,6 @@ from rag.prompts import parse_score
 from understudy.records import Chunk, Question, Trace
 
 Row = dict[str, float | None]
-Numbers = NDArray[np.float64]
-Estimator = Callable[[Numbers], Numbers]  # how often each row was drawn [resamples, rows] → the metric [resamples]
 
 QUANTILES = {
     "latency_p50": ("seconds", 0.5),
@@ -113,16 +111,17 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
     readable = sum(parse_score(step.text) is not None for step in validations)
     prompt_tokens = sum(step.usage.prompt_tokens for step in trace.steps)
     completion_tokens = sum(step.usage.completion_tokens for step in trace.steps)
+    was_run = bool(trace.steps) and trace.source == "model"  # what was imported has neither our clock nor our counts
     row |= {
         "complete": float(trace.complete),
         "valid_score_rate": readable / len(validations) if validations else None,
         "validations": float(len(validations)),
-        "seconds": sum(step.seconds for step in trace.steps) if trace.steps else None,
+        "seconds": sum(step.seconds for step in trace.steps) if was_run else None,
         "first_token_seconds": _first_token_seconds(trace),
-        "prompt_tokens": float(prompt_tokens) if trace.steps else None,
-        "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if trace.steps else None,
-        "completion_tokens": float(completion_tokens) if trace.steps else None,
-        "cost": (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if prices else None,
+        "prompt_tokens": float(prompt_tokens) if was_run else None,
+        "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if was_run else None,
+        "completion_tokens": float(completion_tokens) if was_run else None,
+        "cost": (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if prices and was_run else None,
     }
     return row
 
@@ -140,25 +139,25 @@ def estimator(rows: Sequence[Row], metric: str) -> Estimator:
     Where no drawn row defines the metric, the result is NaN.
     """
     if metric == "validator_auroc":
-        return _auroc(rows)
+        return auroc(column(rows, "score"), column(rows, "is_right"))
     if metric == "calibration_error":
         return _calibration_error(rows)
     if metric in QUANTILES:
         key, share = QUANTILES[metric]
-        return _quantile(column(rows, key), share)
+        return quantile(column(rows, key), share)
     values = column(rows, metric)
     if metric == "abstention_accuracy":
         kind = column(rows, "answerable")
-        kinds = [_mean(np.where(kind == wanted, values, np.nan)) for wanted in (1.0, 0.0)]
-        return lambda drawn: (kinds[0](drawn) + kinds[1](drawn)) / 2
+        kinds = [mean(np.where(kind == wanted, values, np.nan)) for wanted in (1.0, 0.0)]
+        return Means(tuple(part for kind in kinds for part in kind.parts))
     weight = METRICS[metric].weight
-    return _mean(values, column(rows, weight) if weight else None)
+    return mean(values, column(rows, weight) if weight else None)
 
 
 def validator_auroc(scores: Sequence[float], are_right: Sequence[bool]) -> float | None:
     """The chance that a right answer's score exceeds a wrong one's, ties counting half; None without both kinds."""
     rows: list[Row] = [{"score": score, "is_right": float(right)} for score, right in zip(scores, are_right, strict=True)]
-    value = float(_auroc(rows)(np.ones((1, len(rows))))[0])
+    value = float(estimator(rows, "validator_auroc")(np.ones((1, len(rows))))[0])
     return None if np.isnan(value) else value
 
 
@@ -253,50 +252,9 @@ def _overlap(prediction: str, gold: str) -> tuple[float, float, float]:
     return precision, recall, 2 * precision * recall / (precision + recall) if shared else 0.0
 
 
-def _mean(values: Numbers, weights: Numbers | None = None) -> Estimator:
-    """The (weighted) mean over the rows where the value is defined."""
-    counted = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    products = np.where(counted > 0, values, 0.0) * counted
-    return lambda drawn: _ratio(drawn @ products, drawn @ counted)
-
-
-def _quantile(values: Numbers, share: float) -> Estimator:
-    """The smallest value that at least `share` of the drawn rows do not exceed (nearest rank)."""
-    order = np.argsort(values)[: int((~np.isnan(values)).sum())]
-    if not len(order):
-        return lambda drawn: np.full(len(drawn), np.nan)
-
-    def evaluate(drawn: Numbers) -> Numbers:
-        cumulated = np.cumsum(drawn[:, order], axis=1)  # [resamples, defined rows]
-        total = cumulated[:, -1:]
-        places = (cumulated < share * total - 1e-9).sum(axis=1).clip(max=len(order) - 1)
-        return np.where(total[:, 0] > 0, values[order][places], np.nan)
-
-    return evaluate
-
-
-def _auroc(rows: Sequence[Row]) -> Estimator:
-    """Area under the ROC curve of `score` against `is_right`, as a Mann–Whitney statistic."""
-    scores, is_right = column(rows, "score"), column(rows, "is_right")
-    right, wrong = np.flatnonzero(~np.isnan(scores) & (is_right == 1)), np.flatnonzero(~np.isnan(scores) & (is_right == 0))
-    gap = scores[right][:, None] - scores[wrong][None, :]
-    wins = (gap > 0) + 0.5 * (gap == 0)  # [right, wrong]
-
-    def evaluate(drawn: Numbers) -> Numbers:
-        of_right, of_wrong = drawn[:, right], drawn[:, wrong]
-        return _ratio(((of_right @ wins) * of_wrong).sum(axis=1), of_right.sum(axis=1) * of_wrong.sum(axis=1))
-
-    return evaluate
-
-
 def _calibration_error(rows: Sequence[Row]) -> Estimator:
     """Expected calibration error of `score` against `is_right`."""
     scores, is_right = column(rows, "score"), column(rows, "is_right")
     known = np.flatnonzero(~np.isnan(scores) & ~np.isnan(is_right))
     evaluate = calibration_error(scores[known], is_right[known])
     return lambda drawn: evaluate(drawn[:, known])
-
-
-def _ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
-    quotient: Numbers = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
-    return quotient

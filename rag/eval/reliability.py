@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+from rag.eval.estimators import Estimator, Numbers
 
 BANDS = 10  # equal ones of [0, 1], as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
@@ -29,7 +28,7 @@ def reliability_curve(scores: Numbers, is_right: Numbers) -> list[Band]:
     return [Band(float(scores[h].mean()), float(is_right[h].mean()), int(h.sum())) for h in held if h.any()]
 
 
-def calibration_error(scores: Numbers, is_right: Numbers) -> Callable[[Numbers], Numbers]:
+def calibration_error(scores: Numbers, is_right: Numbers) -> Estimator:
     """Expected calibration error, in [0, 1], as a function of how often each answer was drawn, [resamples, answers] → [resamples]:
     the mean over the answers of |share right − mean score| of the band they are in. NaN where none was drawn.
     """

@@ -16,10 +16,12 @@ import pytest
 from rag.eval.evidence import Span
 from rag.eval.explorer import build_cases, mark_text, visible
 from rag.eval.metrics import score_trace
-from rag.eval.report import build_report, format_difference, format_number
+from rag.eval.report import build_report
+from rag.eval.wording import format_difference, format_number
 from understudy.records import Question, Trace
 
-KEYS = {"schema_version", "models", "k", "concurrency", "pairs", "gates", "verdict", "report", "provenance"}
+KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
+KEYS |= {"report", "provenance"}
 METRICS = {
     *("token_f1", "gold_recall", "exact_match", "citation_precision", "citation_recall", "abstention_accuracy", "false_abstention_rate"),
     *("unsupported_rate", "valid_score_rate", "validator_auroc", "recall_at_k", "latency_p50", "latency_p95"),
@@ -181,7 +183,7 @@ def test_the_page_has_what_readers_with_a_keyboard_or_a_screen_reader_need(tmp_p
     assert '<html lang="en">' in html and "prefers-color-scheme: dark" in html and "@media print" in html and "focus-visible" in html
     svgs = [attributes for tag, attributes in page.elements if tag == "svg"]
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
-    assert len(svgs) == 4  # forest, latency, and two models' scores
+    assert len(svgs) == 5  # forest, latency, frontier, and two models' scores
     assert all(svg["role"] == "img" and set((svg["aria-labelledby"] or "").split()) <= ids for svg in svgs)
     assert "aria-live" in html and "LoRA tax" in html and "Provenance" in html
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rag.eval.metrics import METRICS, aggregate
-from rag.eval.stats import cluster_of, compute_statistics, draw_counts, exact_p, mcnemar, paired_bootstrap
+from rag.eval.resampling import draw_counts, paired_bootstrap
+from rag.eval.stats import cluster_of, compute_statistics, exact_p, mcnemar
 from understudy.records import Question
 
 
