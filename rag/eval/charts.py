@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -111,20 +112,22 @@ def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
         return _svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
 
 
-def plot_frontier(points: Sequence[tuple[str, Interval, Interval]]) -> str:
-    """Each model's median seconds against its token-F1, with 95 % intervals; the line joins those that no other beats in both."""
-    known = [(place, name, seconds.value, quality) for place, (name, seconds, quality) in enumerate(points) if seconds.value and quality.value is not None]
-    unbeaten = sorted((s, q.value) for _, _, s, q in known if not any(t <= s and r.value > q.value for _, _, t, r in known))
+def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
+    """Each model's median seconds against its token-F1, with its 95 % interval; the line joins those that no other beats in both."""
+    known = [(place, name, seconds, quality) for place, (name, seconds, quality) in enumerate(points) if seconds is not None and quality.value is not None]
+    measured = [(seconds, quality.value or 0.0) for _, _, seconds, quality in known]
+    unbeaten = sorted(point for point in set(measured) if not any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in measured))
     with _styled():
         figure, axes = _axes(2.6)
         if len(unbeaten) > 1:
             axes.step(*zip(*unbeaten, strict=True), where="post", color=SOFT, linewidth=1, dashes=(3, 3))
         described = []
-        for place, name, seconds, quality in known:
+        for (place, name, _, quality), (seconds, value) in zip(known, measured, strict=True):
             color = model_color(place)
-            axes.plot([seconds, seconds], [quality.low, quality.high], color=color, linewidth=1.6, alpha=0.6)
-            axes.plot([seconds], [quality.value], marker="o", markersize=8, color=color, linestyle="none", label=name)
-            described.append(f"{name} {seconds:.2f} s, token-F1 {quality.value:.2f}")
+            if quality.low is not None and quality.high is not None:
+                axes.plot([seconds, seconds], [quality.low, quality.high], color=color, linewidth=1.6, alpha=0.6)
+            axes.plot([seconds], [value], marker="o", markersize=8, color=color, linestyle="none", label=name)
+            described.append(f"{name} {seconds:.2f} s, token-F1 {value:.2f}")
         axes.set_xlim(left=0)
         axes.set_ylim(-0.02, 1.02)
         axes.grid(color=LINE, linewidth=0.7)
@@ -134,6 +137,31 @@ def plot_frontier(points: Sequence[tuple[str, Interval, Interval]]) -> str:
         if known:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(known)), borderaxespad=0.2, handlelength=1)
         return _svg(figure, "frontier", "Latency and quality", "; ".join(described) or "nothing was timed")
+
+
+def plot_history(series: dict[str, list[tuple[float, float, float, float]]], metric: str, name: str) -> str:
+    """A metric over time; `series` are (seconds since the epoch, value, low, high) by model."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+    with _styled():
+        figure, axes = _axes(2.4)
+        described = []
+        for place, (model, points) in enumerate(series.items()):
+            color = model_color(place)
+            days = [float(date2num(datetime.fromtimestamp(at, UTC))) for at, *_ in points]
+            values, lows, highs = ([point[column] for point in points] for column in (1, 2, 3))
+            axes.vlines(days, lows, highs, color=color, linewidth=1.4, alpha=0.6)
+            axes.plot(days, values, color=color, linewidth=2, marker="o", markersize=5, label=model)
+            described.append(f"{model}: {', '.join(f'{value:.2f}' for value in values)}")
+        locator = AutoDateLocator()
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_title(METRICS[metric].label, loc="left", color=INK, pad=22)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(series)), borderaxespad=0.2, handlelength=1.6)
+        return _svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
 
 
 def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:

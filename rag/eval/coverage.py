@@ -16,7 +16,7 @@ def simulated_coverage(questions: int, documents: int) -> float | None:
     `documents` is how many are resampled, 0 where questions are drawn alone. None where nothing so small was simulated.
     """
     cells = _cells()
-    known = [size for size, _ in cells if size <= documents] if documents else [0]
+    known = [size for size, _ in cells if 0 < size <= documents] if documents else [0]
     if not known:
         return None
     nearest = max(known)

@@ -133,10 +133,10 @@ def _smallest(statistics: Statistics) -> list[tuple[str, float]]:
     return list(found.items())
 
 
-def _frontier_point(name: str, statistics: Statistics) -> tuple[str, Interval, Interval]:
+def _frontier_point(name: str, statistics: Statistics) -> tuple[str, float | None, Interval]:
     """(name, seconds, quality) of a model."""
     of_model = statistics.intervals[name]
-    return name, of_model["latency_p50"], of_model["token_f1"]
+    return name, of_model["latency_p50"].value, of_model["token_f1"]
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

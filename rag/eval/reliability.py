@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.eval.estimators import Estimator, Numbers
+from rag.eval.estimators import Estimator, Numbers, ratio
 
 BANDS = 10  # equal ones of [0, 1], as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
@@ -38,7 +38,7 @@ def calibration_error(scores: Numbers, is_right: Numbers) -> Estimator:
     def evaluate(drawn: Numbers) -> Numbers:
         total = drawn.sum(axis=1)
         distance = np.abs(drawn @ gaps).sum(axis=1)
-        return np.divide(distance, total, out=np.full(len(drawn), np.nan), where=total > 0)
+        return ratio(distance, total)
 
     return evaluate
 

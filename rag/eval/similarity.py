@@ -23,6 +23,5 @@ def add_similarity(rows: Sequence[Row], traces: Sequence[Trace], questions: Sequ
     vectors = dict(zip(texts, embed(texts), strict=True)) if texts else {}
     for row, text, question in zip(rows, said, questions, strict=True):
         if question.answers is not None:
-            known = [vectors[answer] for answer in question.answers if answer in vectors]
-            row["semantic_similarity"] = max((float(vectors[text] @ answer) for answer in known), default=0.0) if text in vectors else 0.0
-            row["semantic_similarity"] = min(1.0, max(0.0, row["semantic_similarity"]))
+            cosines = [float(vectors[text] @ vectors[answer]) for answer in question.answers if answer in vectors] if text in vectors else []
+            row["semantic_similarity"] = min(1.0, max(0.0, *cosines, 0.0))

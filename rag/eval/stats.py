@@ -110,7 +110,7 @@ class Draws:
 
     def _defined(self, metric: str, *names: str) -> np.ndarray:
         """Whether any of the models defines the metric on a row, [rows]."""
-        return np.any([~np.isnan(row_values(self.rows[name], metric)) for name in names], axis=0)
+        return np.asarray(np.any([~np.isnan(row_values(self.rows[name], metric)) for name in names], axis=0))
 
 
 @dataclass(frozen=True)
