@@ -20,6 +20,7 @@ class GateResult:
     metric: str
     model: str
     against: str
+    rule: Literal["min_gain", "max_loss"]
     limit: float  # the difference that must be reached: min_gain, or −max_loss
     confidence: float
     difference: float | None
@@ -31,9 +32,8 @@ class GateResult:
 
     def as_json(self) -> dict[str, Any]:
         """With the limit under the name it was set by."""
-        rest = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items() if key != "limit"}
-        limit = {"min_gain": self.limit} if self.limit >= 0 else {"max_loss": -self.limit}
-        return {**rest, **limit, "passed": self.status == "pass"}
+        rest = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items() if key not in ("rule", "limit")}
+        return {**rest, self.rule: abs(self.limit), "passed": self.status == "pass"}
 
 
 def check_gates(gates: Mapping[str, Gate], names: Sequence[str]) -> None:
@@ -54,16 +54,17 @@ def judge(draws: Draws, gates: Mapping[str, Gate], candidates: Sequence[str]) ->
 def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     sign = -1.0 if METRICS[metric].better == "lower" else 1.0
     found = draws.difference(gate.against, name, metric, gate.confidence)
-    limit = gate.min_gain if gate.min_gain is not None else -(gate.max_loss or 0.0)
+    rule: Literal["min_gain", "max_loss"] = "max_loss" if gate.min_gain is None else "min_gain"
+    limit = -(gate.max_loss or 0.0) if gate.min_gain is None else gate.min_gain
     n = draws.compare(gate.against, name, metric).n
     if found.value is None or found.low is None or found.high is None:
-        return GateResult(metric, name, gate.against, limit, gate.confidence, found.value, None, None, n, "undecided", None)
+        return GateResult(metric, name, gate.against, rule, limit, gate.confidence, found.value, None, None, n, "undecided", None)
     low, high = sorted((sign * found.low, sign * found.high))
     difference = sign * found.value
-    is_reached = low > limit if gate.min_gain is not None else low >= limit  # a gain is more than its limit, a loss may equal it
+    is_reached = low > limit if rule == "min_gain" else low >= limit  # a gain is more than its limit, a loss may equal it
     status: Literal["pass", "fail", "undecided"] = "pass" if is_reached else "fail" if high < limit else "undecided"
     more = questions_needed(difference - limit, draws.spread(gate.against, name, metric), n) if status == "undecided" else None
-    return GateResult(metric, name, gate.against, limit, gate.confidence, difference, low, high, n, status, more)
+    return GateResult(metric, name, gate.against, rule, limit, gate.confidence, difference, low, high, n, status, more)
 
 
 def questions_needed(distance: float, spread: float, n: int) -> int | None:
@@ -91,11 +92,13 @@ def state_gates(results: Sequence[GateResult]) -> list[tuple[str, str]]:
 
 
 def _spoken(result: GateResult) -> str:
-    label, limit = METRICS[result.metric].label, f"{result.limit:+g}".replace("-", "−")
+    label = METRICS[result.metric].label
     if result.difference is None or result.low is None or result.high is None:
         return f"{label} against {result.against}, which these questions do not measure"
+    limit = f"must gain more than {result.limit:g}" if result.rule == "min_gain" else f"may lose at most {-result.limit + 0.0:g}"
     needed = ""
     if result.status == "undecided":
-        needed = f", about {result.more_questions:,} more questions would tell" if result.more_questions else ", and no number of questions would tell"
-    numbers = f"{result.difference:+.3g}, {result.confidence:.0%} interval {result.low:+.3g} to {result.high:+.3g}".replace("-", "−")
-    return f"{label} against {result.against} ({numbers}; must reach {limit}{needed})"
+        count = f"{result.more_questions:,} more question{'s' * (result.more_questions > 1)}" if result.more_questions else "no number of questions"
+        needed = f"; {'about ' * bool(result.more_questions)}{count} would tell"
+    numbers = f"{result.difference:+.3g}, {100 * result.confidence:g} % interval {result.low:+.3g} to {result.high:+.3g}".replace("-", "−")
+    return f"{label} against {result.against} ({numbers}; {limit}{needed})"

@@ -117,7 +117,7 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
         "valid_score_rate": readable / len(validations) if validations else None,
         "validations": float(len(validations)),
         "seconds": sum(step.seconds for step in trace.steps) if was_run else None,
-        "first_token_seconds": _first_token_seconds(trace),
+        "first_token_seconds": _first_token_seconds(trace) if was_run else None,
         "prompt_tokens": float(prompt_tokens) if was_run else None,
         "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if was_run else None,
         "completion_tokens": float(completion_tokens) if was_run else None,

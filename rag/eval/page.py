@@ -14,8 +14,8 @@ from rag.eval.explorer import build_cases, visible
 from rag.eval.gates import GateResult
 from rag.eval.metrics import METRICS, Row
 from rag.eval.resampling import Interval
-from rag.eval.stats import LEAST_COVERAGE, Statistics
-from rag.eval.wording import VERDICT_METRICS, format_difference, format_number, format_p
+from rag.eval.stats import LEAST_COVERAGE, VERDICT_METRICS, Statistics
+from rag.eval.wording import format_difference, format_number, format_p
 from understudy.records import Chunk, Question, Trace
 
 FILTERS = [
@@ -119,8 +119,9 @@ def _caution(statistics: Statistics) -> str:
         return "Too few documents to resample them: the intervals say nothing about other documents."
     small = [pair for pair in statistics.comparisons if pair.is_too_small]
     if small:
-        labels = ", ".join(dict.fromkeys(METRICS[pair.metric].label for pair in small))
-        return f"Too small for {labels}: in simulations of this size such intervals hold the truth in less than {LEAST_COVERAGE:.0%} of cases."
+        labels = list(dict.fromkeys(METRICS[pair.metric].label for pair in small))
+        named = ", ".join(labels) if len(labels) <= len(VERDICT_METRICS) else f"{len(labels)} of the metrics"
+        return f"Too small for {named}: in simulations of this size such intervals hold the truth in less than {100 * LEAST_COVERAGE:g} % of cases."
     return ""
 
 

@@ -14,8 +14,8 @@ from rag.eval.leaks import Leak
 from rag.eval.metrics import Row, aggregate, score_trace
 from rag.eval.page import render_html
 from rag.eval.similarity import Embed, add_similarity
-from rag.eval.stats import Comparison, Statistics, cluster_of, compute_statistics
-from rag.eval.wording import VERDICT_METRICS, verdicts
+from rag.eval.stats import VERDICT_METRICS, Comparison, Statistics, cluster_of, compute_statistics
+from rag.eval.wording import verdicts
 from understudy.config import Gate
 from understudy.files import write_json, write_text
 from understudy.records import SCHEMA_VERSION, Chunk, Question, Trace
@@ -66,7 +66,7 @@ def build_report(
         "resampled": statistics.resampled,
         "clusters": statistics.clusters,
         "interval": "expanded percentile, 95 %",
-        "correction": "Holm, over all pairs with a p-value",
+        "correction": "Holm, over the pairs of the verdict's metrics, and over all others",
     }
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

@@ -20,6 +20,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from rag.eval.estimators import Estimator, Means, Numbers
 
 FEWEST_CLUSTERS = 5  # with fewer documents, resampling them says nothing
+FEWEST_BEYOND = 10  # resamples beyond zero
 BATCH = 500  # resamples evaluated at once; bounds memory
 CONFIDENCE = 0.95
 
@@ -88,14 +89,20 @@ def make_interval(value: float, draws: Numbers, units: int, confidence: float = 
     return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
-def two_sided_p(draws: Numbers, units: int) -> float | None:
-    """The p-value of a difference being zero: 1 − the confidence at which its interval would just touch zero; None where undefined."""
+def two_sided_p(value: float, draws: Numbers, units: int) -> float | None:
+    """The p-value of a difference being zero: 1 − the confidence at which its interval would just touch zero; None where undefined.
+
+    Where fewer than FEWEST_BEYOND resamples lie beyond zero, their share says little, and the tail is taken to be a normal one.
+    """
     defined = draws[~np.isnan(draws)]
-    if not len(defined) or units < 2:
+    if np.isnan(value) or not len(defined) or units < 2:
         return None
-    share = min(float((defined <= 0).sum()), float((defined >= 0).sum()))
-    tail = min(0.5, (share + 1) / (len(defined) + 1))
-    return min(1.0, 2 * float(stdtr(units - 1, ndtri(tail) / math.sqrt(units / (units - 1)))))
+    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    z = max(0.0, -float(ndtri((beyond + 1) / (len(defined) + 1))))
+    deviation = float(defined.std())
+    if beyond < FEWEST_BEYOND and deviation > 0:
+        z = max(z, abs(value) / deviation)
+    return min(1.0, 2 * float(stdtr(units - 1, -z / math.sqrt(units / (units - 1)))))
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], clusters: Sequence[str] = (), resamples: int = 10_000, seed: int = 0) -> Interval:

@@ -16,6 +16,7 @@ from understudy.records import Question
 
 DETECTABLE_SDS = 1.96 + 0.84  # two-sided 5 % and 80 % power, in standard deviations of the difference
 OVER_ALL_ROWS = {"validator_auroc": "score", "calibration_error": "score", **{metric: key for metric, (key, _) in QUANTILES.items()}}
+VERDICT_METRICS = ("token_f1", "citation_precision", "citation_recall", "abstention_accuracy")
 LEAST_COVERAGE = 0.93  # of 95 % intervals, by simulation; below it the questions are called too few
 
 
@@ -42,7 +43,7 @@ class Comparison:
     detectable: float | None  # the smallest true difference that this many questions find 4 times in 5
     mcnemar: McNemar | None
     p: float | None = None  # two-sided, of the bootstrap
-    p_holm: float | None = None  # corrected for all the comparisons of the report
+    p_holm: float | None = None  # corrected for the comparisons of its family: the verdict's metrics, or all the others
     effect_size: float | None = None  # Cohen's d of the paired differences; None for metrics over all rows at once
     coverage: float | None = None  # how often such an interval holds the truth, simulated; None: not simulated
 
@@ -103,7 +104,7 @@ class Draws:
             *(a, b, metric, n, found.value, found.low, found.high),
             detectable=DETECTABLE_SDS * self.spread(a, b, metric),
             mcnemar=test,
-            p=two_sided_p(self.resampled[b, metric] - self.resampled[a, metric], units),
+            p=two_sided_p(found.value, self.resampled[b, metric] - self.resampled[a, metric], units),
             effect_size=effect_size(self.rows[a], self.rows[b], metric),
             coverage=simulated_coverage(n, units if drawn_clusters(self.clusters) else 0),
         )
@@ -148,9 +149,11 @@ def draw(rows: dict[str, list[Row]], clusters: Sequence[str], resamples: int, se
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with p-values that allow for their number."""
-    tested = [place for place, comparison in enumerate(comparisons) if comparison.p is not None]
-    corrected = dict(zip(tested, holm([comparisons[place].p or 0.0 for place in tested]), strict=True))
+    """The comparisons with p-values that allow for their number: the verdict's metrics are one family, set beforehand, all others another."""
+    corrected: dict[int, float] = {}
+    for is_verdicts in (True, False):
+        family = [place for place, found in enumerate(comparisons) if found.p is not None and (found.metric in VERDICT_METRICS) == is_verdicts]
+        corrected |= dict(zip(family, holm([comparisons[place].p or 0.0 for place in family]), strict=True))
     return [replace(comparison, p_holm=corrected.get(place)) for place, comparison in enumerate(comparisons)]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rag.eval.metrics import METRICS
-from rag.eval.stats import Comparison
-
-VERDICT_METRICS = ("token_f1", "citation_precision", "citation_recall", "abstention_accuracy")
+from rag.eval.stats import VERDICT_METRICS, Comparison
 
 
 def takes_over(comparisons: Sequence[Comparison], name: str) -> bool:

@@ -153,7 +153,7 @@ def test_an_interval_of_few_documents_is_students() -> None:
     draws = np.random.default_rng(7).normal(0.2, 0.1, 100_000)
     many, few = make_interval(0.2, draws, 2000), make_interval(0.2, draws, 5)
     assert (many.high - 0.2) / 0.1 == pytest.approx(1.96, abs=0.02)
-    assert (few.high - 0.2) / 0.1 == pytest.approx(scipy_stats.t.ppf(0.975, 4) * np.sqrt(5 / 4), abs=0.15)
+    assert (few.high - 0.2) / 0.1 == pytest.approx(scipy_stats.t.ppf(0.975, 4) * np.sqrt(5 / 4), abs=0.2)
     assert make_interval(0.2, draws, 1) == make_interval(float("nan"), draws, 9) == Interval(None, None, None)
     assert make_interval(0.2, draws, 2000, 0.5).high == pytest.approx(0.2 + 0.1 * 0.6745, abs=0.002)
 
@@ -162,11 +162,11 @@ def test_an_interval_of_few_documents_is_students() -> None:
 @pytest.mark.parametrize("units", [5, 12, 200])
 def test_the_p_value_is_below_a_twentieth_where_the_interval_leaves_out_zero(shift: float, units: int) -> None:
     draws = np.random.default_rng(8).normal(shift, 0.1, 10_001)
-    found, p = make_interval(shift, draws, units), two_sided_p(draws, units)
+    found, p = make_interval(shift, draws, units), two_sided_p(shift, draws, units)
     assert p is not None and 0 < p <= 1
     assert (p < 0.05) == (found.low > 0 or found.high < 0) or abs(p - 0.05) < 0.005
-    assert two_sided_p(-draws, units) == pytest.approx(p)
-    assert two_sided_p(np.zeros(100), units) == 1.0
+    assert two_sided_p(-shift, -draws, units) == pytest.approx(p)
+    assert two_sided_p(0.0, np.zeros(100), units) == 1.0
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
@@ -178,6 +178,12 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
     random.shuffle(order)
     assert holm([p_values[place] for place in order]) == [found[place] for place in order]
     assert min(found) == min(1, len(p_values) * min(p_values))
+
+
+def test_a_p_value_is_not_bounded_by_the_number_of_resamples() -> None:
+    draws = np.random.default_rng(11).normal(0.5, 0.1, 1000)
+    p = two_sided_p(0.5, draws, 12)
+    assert p == pytest.approx(2 * scipy_stats.t.sf(5 / np.sqrt(12 / 11), 11), rel=0.3) and p < 0.001
 
 
 def test_holm_is_that_of_the_paper() -> None:

@@ -89,9 +89,6 @@ def test_evaluate_measures_everything_that_the_contract_names(run, endpoint: End
 def test_a_failed_gate_is_exit_3_and_an_undecided_one_only_with_gate(run) -> None:  # type: ignore[no-untyped-def]
     result, code = run("--models", "strong,weak", "--set", "evaluate.gates={semantic_similarity: {against: strong, max_loss: 0.02}}")
     assert code == 3 and result["gates"][0]["status"] == "fail" and result["verdict"].startswith("weak may not take over yet: it fails Semantic similarity")
-    undecided = (
-        "evaluate.gates={mrr: {against: weak, min_gain: 0.5}, citation_recall: {against: weak, max_loss: 0}, latency_p50: {against: weak, max_loss: 99}}"
-    )
     result, code = run("--models", "weak,strong", "--set", "evaluate.gates={valid_score_rate: {against: weak, min_gain: 0}}")
     assert (code, result["gates"][0]["status"]) == (0, "undecided")
     assert run("--models", "weak,strong", "--gate", "--set", "evaluate.gates={valid_score_rate: {against: weak, min_gain: 0}}")[1] == 3
