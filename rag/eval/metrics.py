@@ -62,7 +62,7 @@ METRICS: dict[str, Metric] = {
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),
     "citation_recall": Metric("Citation recall", "Citations", "expert's quotes that the answer cites verbatim"),
     "abstention_accuracy": Metric("Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True),
-    "abstention_precision": Metric("Abstention precision", "Abstention", "share of its abstentions that are right", is_binary=True),
+    "abstention_precision": Metric("Abstention precision", "Abstention", "share of its abstentions that are right"),
     "abstention_recall": Metric("Abstention recall", "Abstention", "share of the unanswerable questions on which it abstains", is_binary=True),
     "false_abstention_rate": Metric("False abstentions", "Abstention", "answerable questions that it refused", "lower", is_binary=True),
     "validator_auroc": Metric("Validator AUROC", "Validation", "how well the validation score tells right from wrong; 0.5 is chance"),
