@@ -194,6 +194,12 @@ COMMANDS = [
         ],
     ),
     Command(
+        "evaluate retrieval",
+        "retrieval alone, by document and type of question; needs no model",
+        "evaluating:retrieval",
+        [arg("file", metavar="QUESTIONS", help="question file (JSONL) with quotes, or with documents"), arg("-k", type=int, help="default: retrieval.k")],
+    ),
+    Command(
         "evaluate compare",
         "two evaluations against each other, question by question",
         "evaluating:compare",

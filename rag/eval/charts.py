@@ -63,7 +63,7 @@ def model_color(place: int) -> str:
 
 def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
     """Paired differences of the share metrics with their intervals, better always to the right."""
-    shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.difference is not None]
+    shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.low is not None]
     with _styled():
         figure, axes = _axes(0.55 + 0.3 * max(1, len(shown)))
         for place, comparison in enumerate(shown):

@@ -27,7 +27,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its interval; None where it is undefined."""
+    """A value and its interval; None where either is undefined."""
 
     value: float | None
     low: float | None
@@ -82,8 +82,10 @@ def evaluate_all(estimators: Sequence[Estimator], drawn: Numbers) -> Numbers:
 def make_interval(value: float, draws: Numbers, units: int, confidence: float = CONFIDENCE) -> Interval:
     """The expanded percentile interval of a value; resamples in which it is undefined are left out, and one unit has no interval."""
     defined = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(defined) or units < 2:
+    if np.isnan(value) or not len(defined):
         return Interval(None, None, None)
+    if units < 2:
+        return Interval(float(value), None, None)
     tail = float(ndtr(stdtrit(units - 1, (1 - confidence) / 2) * math.sqrt(units / (units - 1))))
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)))

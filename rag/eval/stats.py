@@ -45,7 +45,7 @@ class Comparison:
     p: float | None = None  # two-sided, of the bootstrap
     p_holm: float | None = None  # corrected for the comparisons of its family: the verdict's metrics, or all the others
     effect_size: float | None = None  # Cohen's d of the paired differences; None for metrics over all rows at once
-    coverage: float | None = None  # how often such an interval holds the truth, simulated; None: not simulated
+    coverage: float | None = None  # how often such an interval holds the truth, simulated; None: nothing so small was simulated
 
     @property
     def is_gain(self) -> bool:
@@ -60,7 +60,7 @@ class Comparison:
     @property
     def is_too_small(self) -> bool:
         """Whether there are too few questions or documents for the interval to mean what it says."""
-        return self.coverage is not None and self.coverage < LEAST_COVERAGE
+        return self.difference is not None and (self.coverage is None or self.coverage < LEAST_COVERAGE)
 
     def _beyond_zero(self, side: str) -> bool:
         if self.low is None or self.high is None:

@@ -1,4 +1,4 @@
-"""evaluate, evaluate compare/history: models on the same questions, side by side. An engine that is running is used; else one runs for the command."""
+"""evaluate: models on the same questions, side by side; and its actions retrieval, compare and history."""
 
 from __future__ import annotations
 
@@ -76,10 +76,14 @@ def evaluate(args: Namespace) -> Outcome:
         leaks=plan.leaks,
         notes=plan.notes,
     )
-    statuses = {gate["status"] for gate in result["gates"]}
-    is_refused = "fail" in statuses if settings.gates and not args.gate else args.gate and statuses != {"pass"}
     lines = [*table_lines(result), *(gate_lines(result) if settings.gates else []), *plan.notes, result["verdict"], f"report: {folder / 'report.html'}"]
-    return Outcome(result, lines, 3 if is_refused else 0)
+    return Outcome(result, lines, exit_code([gate["status"] for gate in result["gates"]], bool(settings.gates), args.gate))
+
+
+def exit_code(statuses: list[str], are_configured: bool, must_pass: bool) -> int:
+    """3 where a configured gate failed; with --gate, where any did not pass, configured or not, and where there was none."""
+    is_refused = not statuses or set(statuses) != {"pass"} if must_pass else are_configured and "fail" in statuses
+    return 3 if is_refused else 0
 
 
 def compare(args: Namespace) -> Outcome:
@@ -88,6 +92,18 @@ def compare(args: Namespace) -> Outcome:
 
     result = compare_reports(require_file(Path(args.a)), require_file(Path(args.b)))
     return Outcome(result, comparison_lines(result))
+
+
+def retrieval(args: Namespace) -> Outcome:
+    """Retrieval alone, on questions that say what is to be found; no engine runs."""
+    from rag.eval.questions import read_questions
+    from rag.eval.retrieval import evaluate_retrieval, retrieval_lines
+    from rag.retrieve import open_retriever
+
+    workspace = workspace_of(args)
+    questions, settings = read_questions(require_file(Path(args.file))), workspace.config.evaluate
+    result = evaluate_retrieval(questions, open_retriever(workspace), args.k or workspace.config.retrieval.k, settings.resamples, settings.seed)
+    return Outcome(result, retrieval_lines(result))
 
 
 def history(args: Namespace) -> Outcome:

@@ -10,8 +10,10 @@ import pytest
 
 from rag.eval.compare import compare_reports, comparison_lines
 from rag.eval.history import read_history, series, write_history
-from rag.eval.report import build_report
+from rag.eval.metrics import aggregate, score_trace
+from rag.eval.report import SCORES, scores_json
 from understudy.errors import NotFoundError, StorageError, UsageError
+from understudy.files import write_json
 from understudy.records import Question, Trace
 
 
@@ -25,9 +27,14 @@ def run(ask, reply, corpus, tmp_path: Path):  # type: ignore[no-untyped-def]
             model.replace("_at_", "@"): [reply(answer="Up to six books." if place < count else "No.", created_at=at) for place in range(30)]
             for model, count in right.items()
         }
-        folder = tmp_path / name
-        build_report(questions, traces, corpus, folder, k=3, concurrency=1, provenance={"questions": "q" * 64, "k": name}, resamples=300)
-        return folder / "report.json"
+        rows = {model: [score_trace(trace, question, corpus) for trace, question in zip(traces[model], questions, strict=True)] for model in traces}
+        metrics = {model: aggregate(of_model) for model, of_model in rows.items()}
+        models = [{"name": name, "n": 30, "metrics": found, "intervals": {"exact_match": [0.0, 1.0]}} for name, found in metrics.items()]
+        provenance = {"questions": "q" * 64, "k": name, "bootstrap": {"resamples": 300, "seed": 0}}
+        report = {"models": models, "pairs": [], "verdict": "No.", "provenance": provenance, "finished_at": at}
+        write_json(tmp_path / name / "report.json", report)
+        write_json(tmp_path / name / SCORES, scores_json(questions, rows))
+        return tmp_path / name / "report.json"
 
     return make
 
@@ -74,6 +81,6 @@ def test_history_is_in_order_and_plots_what_is_comparable(run, tmp_path: Path) -
     for name in ("one.html", "two.html"):
         write_history(runs, tmp_path / name)
     html = (tmp_path / "one.html").read_text()
-    assert html == (tmp_path / "two.html").read_text() and html.count("<svg") == 3  # abstention is not measured
+    assert html == (tmp_path / "two.html").read_text() and html.count("<svg") == 3  # without unanswerable questions there is no abstention accuracy
     assert "http://" not in html and "https://" not in html and "default-src 'none'" in html and "<script" not in html
     assert json.dumps(runs)

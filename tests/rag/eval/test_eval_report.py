@@ -15,9 +15,11 @@ import pytest
 
 from rag.eval.evidence import Span
 from rag.eval.explorer import build_cases, mark_text, visible
+from rag.eval.leaks import Leak
 from rag.eval.metrics import score_trace
 from rag.eval.report import build_report
 from rag.eval.wording import format_difference, format_number
+from understudy.config import Gate
 from understudy.records import Question, Trace
 
 KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
@@ -121,6 +123,32 @@ def test_verdict_says_yes_no_or_not_measured(tmp_path: Path, questions, traces, 
     part = {name: [rows[place] for place in answerable] for name, rows in traces.items()}
     unmeasured = make([questions[place] for place in answerable], part, corpus, tmp_path)["verdict"]
     assert unmeasured.endswith("yet: these questions do not measure abstention accuracy.")
+
+
+def test_gates_leaks_and_notes_stand_in_the_page_and_in_the_json(tmp_path: Path, questions, traces, corpus) -> None:
+    gates = {"token_f1": Gate(against="base", min_gain=0.1), "abstention_accuracy": Gate(against="base", max_loss=0.0)}
+    leak = Leak("q77", f"Seen {HOSTILE}", "new@0123456789ab", "near-duplicate", "Seen in training?")
+    report = make(questions, traces, corpus, tmp_path, gates=gates, leaks=[leak], notes=["One question was set apart."])
+    assert [(gate["metric"], gate["status"], gate["passed"]) for gate in report["gates"]] == [("token_f1", "pass", True), ("abstention_accuracy", "pass", True)]
+    assert report["gates"][1]["max_loss"] == 0.0 and "min_gain" not in report["gates"][1]
+    assert report["verdict"] == "new@0123456789ab may take over: it passes every gate (Token-F1, Abstention accuracy)."
+    assert report["leaks"][0]["kind"] == "near-duplicate" and report["notes"] == ["One question was set apart."]
+    page = Page((tmp_path / "report.html").read_text())
+    assert all(text in page.text for text in ("Gates", "✓ pass", "Not new to a model", "Seen in training?", "One question was set apart.", "By document"))
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+def test_scores_hold_every_questions_numbers(tmp_path: Path, questions, traces, corpus) -> None:
+    report = make(questions, traces, corpus, tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["id"] for row in scores["questions"]] == [question.id for question in questions]
+    for model in report["models"]:
+        known = [row["exact_match"] for row in scores["models"][model["name"]] if row["exact_match"] is not None]
+        assert model["metrics"]["exact_match"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    by_document = [entry for entry in report["breakdown"] if entry["by"] == "document"]
+    assert sum(entry["n"] for entry in by_document) == len(questions)
+    pair = next(pair for pair in report["pairs"] if pair["metric"] == "exact_match")
+    assert pair["p"] <= pair["p_holm"] <= 1 and pair["effect_size"] > 0 and pair["coverage"] is None and pair["too_small"]  # on four documents
 
 
 def test_one_model_alone_and_three_models(tmp_path: Path, questions, traces, corpus) -> None:

@@ -154,7 +154,7 @@ def test_an_interval_of_few_documents_is_students() -> None:
     many, few = make_interval(0.2, draws, 2000), make_interval(0.2, draws, 5)
     assert (many.high - 0.2) / 0.1 == pytest.approx(1.96, abs=0.02)
     assert (few.high - 0.2) / 0.1 == pytest.approx(scipy_stats.t.ppf(0.975, 4) * np.sqrt(5 / 4), abs=0.2)
-    assert make_interval(0.2, draws, 1) == make_interval(float("nan"), draws, 9) == Interval(None, None, None)
+    assert make_interval(float("nan"), draws, 9) == Interval(None, None, None) and make_interval(0.2, draws, 1) == Interval(0.2, None, None)
     assert make_interval(0.2, draws, 2000, 0.5).high == pytest.approx(0.2 + 0.1 * 0.6745, abs=0.002)
 
 
@@ -210,7 +210,8 @@ def test_coverage_is_the_worst_simulated_at_a_size_that_is_not_larger() -> None:
 
 def test_what_is_too_small_is_said() -> None:
     pair = Comparison("a", "b", "token_f1", 9, 0.1, 0.0, 0.2, 0.1, None, coverage=0.92)
-    assert pair.is_too_small and not replace(pair, coverage=0.93).is_too_small and not replace(pair, coverage=None).is_too_small
+    assert pair.is_too_small and not replace(pair, coverage=0.93).is_too_small
+    assert replace(pair, coverage=None).is_too_small and not replace(pair, difference=None).is_too_small  # smaller than any that was simulated; undefined
 
 
 def test_a_planted_difference_is_found_and_none_is_not() -> None:
