@@ -12,7 +12,8 @@ from rag.eval.stats import cluster_of
 from understudy.records import Question, Trace
 
 STEPS = ("plan", "retrieve", "answer", "validate")
-SHOWN = ("token_f1", "citation_precision", "abstention_accuracy", "abstention_recall", "recall_at_k", "precision_at_k", "mrr", "ndcg_at_k")
+ANSWERS = ("token_f1", "citation_precision", "abstention_recall", "false_abstention_rate")
+RETRIEVAL = ("recall_at_k", "precision_at_k", "mrr", "ndcg_at_k")
 GROUPINGS: dict[str, Callable[[Question], str]] = {
     "document": lambda question: cluster_of(question) if question.documents else "",
     "type": lambda question: question.type,
@@ -27,7 +28,7 @@ def break_down(questions: Sequence[Question], rows: dict[str, list[Row]]) -> lis
         for value in sorted({value for value in values if value and values.count(value) > 1}):
             places = [place for place, other in enumerate(values) if other == value]
             metrics = {name: aggregate([of_model[place] for place in places]) for name, of_model in rows.items()}
-            models = {name: {metric: _rounded(found[metric]) for metric in SHOWN} for name, found in metrics.items()}
+            models = {name: {metric: _rounded(found[metric]) for metric in (*ANSWERS, *RETRIEVAL)} for name, found in metrics.items()}
             entries.append({"by": by, "value": value, "n": len(places), "models": models})
     return entries
 

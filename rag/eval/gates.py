@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rag.eval.metrics import METRICS
-from rag.eval.stats import DETECTABLE_SDS, Draws
+from rag.eval.resampling import detectable_sds
+from rag.eval.stats import Draws
 from understudy.config import Gate
 from understudy.errors import UsageError
 
@@ -63,18 +64,18 @@ def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     difference = sign * found.value
     is_reached = low > limit if rule == "min_gain" else low >= limit  # a gain is more than its limit, a loss may equal it
     status: Literal["pass", "fail", "undecided"] = "pass" if is_reached else "fail" if high < limit else "undecided"
-    more = questions_needed(difference - limit, draws.spread(gate.against, name, metric), n) if status == "undecided" else None
+    detectable = detectable_sds(draws.units(metric, gate.against, name), gate.confidence) * draws.spread(gate.against, name, metric)
+    more = questions_needed(difference - limit, detectable, n) if status == "undecided" else None
     return GateResult(metric, name, gate.against, rule, limit, gate.confidence, difference, low, high, n, status, more)
 
 
-def questions_needed(distance: float, spread: float, n: int) -> int | None:
-    """How many more questions tell a difference at this distance from the limit 4 times in 5, its standard deviation being `spread` with n.
-
-    None where the difference lies on the limit.
+def questions_needed(distance: float, detectable: float, n: int) -> int | None:
+    """How many more questions, about as many more documents, tell a difference at this distance from the limit 4 times in 5, `detectable`
+    being the distance that n questions tell. None where the difference lies on the limit.
     """
     if abs(distance) < 1e-9:
         return None
-    return max(1, math.ceil(n * (DETECTABLE_SDS * spread / distance) ** 2) - n)
+    return max(1, math.ceil(n * (detectable / distance) ** 2) - n)
 
 
 def state_gates(results: Sequence[GateResult]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.eval.breakdown import SHOWN, seconds_by_step
+from rag.eval.breakdown import ANSWERS, RETRIEVAL, seconds_by_step
 from rag.eval.charts import plot_forest, plot_frontier, plot_latency, plot_scores
 from rag.eval.explorer import build_cases, visible
 from rag.eval.gates import GateResult
@@ -78,7 +78,7 @@ def render_html(
         steps=list(dict.fromkeys(step for model in report["models"] for step in model["latency"])),
         frontier=Markup(plot_frontier([_frontier_point(name, statistics) for name in names])),
         breakdown=[(by, [entry for entry in report["breakdown"] if entry["by"] == by]) for by in dict.fromkeys(e["by"] for e in report["breakdown"])],
-        breakdown_metrics=SHOWN,
+        breakdown_metrics=[*ANSWERS, *(metric for metric in RETRIEVAL if metric != "precision_at_k")],
         filters=FILTERS if len(names) > 1 else [item for item in FILTERS if item[0] not in ("worse", "better")],
         cases=build_cases(questions, traces, rows, chunks),
         facts=list(_flatten(report["provenance"])),

@@ -11,10 +11,9 @@ import numpy as np
 from rag.eval.coverage import simulated_coverage
 from rag.eval.estimators import Numbers
 from rag.eval.metrics import METRICS, QUANTILES, Row, column, estimator
-from rag.eval.resampling import Interval, bootstrap, drawn_clusters, evaluate_all, make_interval, two_sided_p, units_drawn
+from rag.eval.resampling import Interval, bootstrap, detectable_sds, drawn_clusters, evaluate_all, make_interval, two_sided_p, units_drawn
 from understudy.records import Question
 
-DETECTABLE_SDS = 1.96 + 0.84  # two-sided 5 % and 80 % power, in standard deviations of the difference
 OVER_ALL_ROWS = {"validator_auroc": "score", "calibration_error": "score", **{metric: key for metric, (key, _) in QUANTILES.items()}}
 VERDICT_METRICS = ("token_f1", "citation_precision", "citation_recall", "abstention_accuracy")
 LEAST_COVERAGE = 0.93  # of 95 % intervals, by simulation; below it the questions are called too few
@@ -102,7 +101,7 @@ class Draws:
             return Comparison(a, b, metric, n, None, None, None, None, test)
         return Comparison(
             *(a, b, metric, n, found.value, found.low, found.high),
-            detectable=DETECTABLE_SDS * self.spread(a, b, metric),
+            detectable=detectable_sds(units) * self.spread(a, b, metric) if units > 1 else None,
             mcnemar=test,
             p=two_sided_p(found.value, self.resampled[b, metric] - self.resampled[a, metric], units),
             effect_size=effect_size(self.rows[a], self.rows[b], metric),

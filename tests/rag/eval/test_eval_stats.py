@@ -16,6 +16,7 @@ from rag.eval.coverage import TABLE, simulated_coverage
 from rag.eval.metrics import METRICS, aggregate
 from rag.eval.resampling import Interval, draw_counts, make_interval, paired_bootstrap, two_sided_p
 from rag.eval.stats import Comparison, cluster_of, compute_statistics, effect_size, exact_p, holm, mcnemar
+from scripts.bench_coverage import DOCS, tables
 from understudy.records import Question
 
 
@@ -227,3 +228,7 @@ def test_a_planted_difference_is_found_and_none_is_not() -> None:
         intervals = [make_interval(float(differences[:, i].mean()), means[:, i], 12) for i in range(200)]
         shares[planted] = np.mean([interval.low > 0 or interval.high < 0 for interval in intervals])
     assert shares[0.0] <= 0.06 and shares[0.2] > 0.95
+
+
+def test_the_published_table_is_the_one_that_the_report_reads() -> None:
+    assert tables() in DOCS.read_text(encoding="utf-8")
