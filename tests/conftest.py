@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +37,13 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "ai-governance"
 MODELS = Path(os.environ.get("UNDERSTUDY_TEST_MODELS", Path(__file__).parents[1] / "workspace" / "models"))  # scripts/setup puts them there
 DOCUMENTS = ("02-data-protection.pdf", "07-human-oversight.pdf")
 QUESTIONS = 30  # of each document
+OFFLINE = Path(__file__).parent / "offline"  # every test runs, and starts what it starts, with outbound connections refused
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "UNDERSTUDY_REFUSED" not in os.environ:
+    os.environ["UNDERSTUDY_REFUSED"] = tempfile.mkstemp(suffix=".refused")[1]
+    os.environ.setdefault("UNDERSTUDY_REACHABLE", " ".join(re.findall(r"[\w.-]+", mongodb.GIVEN)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background; tests send Ctrl-C to their children
@@ -50,6 +59,14 @@ SETTINGS = "serve: {{port: {port}, kv_cache_gib: 0.5, max_loras: 2}}\ningest: {{
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ends_engine: stops the session's engine, so it runs after every other test")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing may even try to reach another machine."""
+    refused = Path(os.environ["UNDERSTUDY_REFUSED"])
+    if "PYTEST_XDIST_WORKER" not in os.environ and refused.read_text():
+        sys.stderr.write(f"\nconnections to other machines were tried:\n{refused.read_text()}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

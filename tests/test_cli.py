@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MODELS
+from understudy.workspace import Workspace
 
 
 def understudy(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,13 +83,8 @@ def test_a_missing_model_names_the_command_that_adds_it(tmp_path: Path) -> None:
     assert "models add all-minilm-l6-v2" in done.stderr
 
 
-def test_asking_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
-    root = tmp_path / "w"
-    understudy("--workspace", str(root), "init")
-    (root / "models").symlink_to(MODELS)
-    (tmp_path / "a.txt").write_text("The kiln is fired on Tuesdays at seven in the morning.")
-    understudy("--workspace", str(root), "ingest", str(tmp_path / "a.txt"))
-    done = understudy("--workspace", str(root), "ask", "When is the kiln fired?")
+def test_asking_without_a_server_says_how_to_start_one(notes_workspace: Workspace) -> None:
+    done = understudy("--workspace", str(notes_workspace.root), "ask", "When is the kiln fired?")
     assert done.returncode == 1
     assert "no server is running" in done.stderr
     assert "serve" in done.stderr

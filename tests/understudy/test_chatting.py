@@ -131,6 +131,7 @@ def test_an_interrupt_stops_the_answer_and_a_second_one_leaves(session: Session)
     assert len(session.traces) == 1  # stopped, answered, stopped, left
 
 
+@pytest.mark.slow
 def test_chat_in_a_process_of_its_own(endpoint: Endpoint, notes_workspace: Workspace, tmp_path: Path) -> None:
     """A pipe, an answer, Ctrl-C during the next one, which is kept incomplete, and Ctrl-C again."""
     root = tmp_path / "workspace"
