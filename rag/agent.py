@@ -69,9 +69,8 @@ async def retrieve(state: State) -> State:
     run.passages = sorted(found, key=lambda passage: document_order(passage.chunk))
     run.seen |= {passage.chunk.id for passage in found}
     ids = [passage.chunk.id for passage in run.passages]
-    run.add(
-        Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), {"query": run.query, "embedding_seconds": embedded}
-    )
+    noted: dict[str, object] = {"query": run.query, "embedding_seconds": embedded, "ranking": [passage.chunk.id for passage in found]}
+    run.add(Step(name="retrieve", passage_ids=ids, started_at=began, seconds=time.perf_counter() - started), noted)
     return state
 
 

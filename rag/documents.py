@@ -200,13 +200,14 @@ def learnt_from(workspace: Workspace, document_ids: set[str]) -> dict[str, Any]:
     """What holds these documents' content beyond the corpus: adapters, tuned embedders and datasets by name, and how many traces cite
     them; `unknown` are imported adapters of which nobody knows."""
     known = [manifest for manifest, _ in manifests(workspace)]
-    adapters = [manifest.served_name for manifest in known if document_ids & {document_of(group) for group in manifest.group_ids}]
+    adapters = [manifest.served_name for manifest in known if _touches(manifest.group_ids, document_ids)]
     unknown = [manifest.served_name for manifest in known if manifest.lineage == "unknown"]
-    embedders = [
-        file.parent.name
-        for file in sorted(workspace.models.glob("*/manifest.json"))
-        if document_ids & {document_of(group) for group in read_json(file).get("group_ids", [])}
-    ]
+    tuned = sorted(workspace.models.glob("*/manifest.json"))
+    embedders = [file.parent.name for file in tuned if _touches(read_json(file).get("group_ids", []), document_ids)]
     datasets = [f.parent.name for f in sorted(workspace.datasets.glob("*/dataset.json")) if document_ids & set(read_json(f).get("document_ids", []))]
     traces = sum(any(c.document_id in document_ids for c in trace.citations) for trace in workspace.store.traces(workspace.config.tenant))
     return {"adapters": adapters, "embedders": embedders, "unknown": unknown, "datasets": datasets, "traces": traces}
+
+
+def _touches(group_ids: list[str], document_ids: set[str]) -> bool:
+    return not document_ids.isdisjoint(document_of(group) for group in group_ids)

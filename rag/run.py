@@ -129,11 +129,19 @@ class Run:
         left = self.tools.settings.max_tokens - self.tokens - estimate_tokens(messages)
         if left <= 0:
             raise BudgetSpent(f"the run was stopped: {self.tokens} tokens spent, and agent.max_tokens = {self.tools.settings.max_tokens}")
-        client, started = self.client, time.perf_counter()
+        client, started, first_token = self.client, time.perf_counter(), None
+
+        def pass_on(written: Completion) -> None:
+            nonlocal first_token
+            if first_token is None and written.text:
+                first_token = time.perf_counter() - started
+            if on_progress:
+                on_progress(written)
+
         is_retry = bool(self.attempts) and name != "validate" and not self.escalated
         self.pending = Step(name=name, messages=messages, model=client.model.name, endpoint=client.model.base_url, started_at=time.time())
         self.emit(StepStarted(name, client.model.name))
-        self.written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, on_progress)
+        self.written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, pass_on if on_progress else None)
         usage = self.written.usage
         return self.pending.model_copy(
             update={
@@ -142,6 +150,7 @@ class Run:
                 "mean_logprob": self.written.mean_logprob,
                 "finish_reason": self.written.finish_reason,
                 "seconds": time.perf_counter() - started,
+                "first_token_seconds": first_token,
             }
         )
 

@@ -245,11 +245,46 @@ COMMANDS = [
     Command(
         "evaluate",
         "compare models on questions, paired; HTML and JSON report",
-        "serving:evaluate",
+        "evaluating:evaluate",
         [
-            QUESTIONS,
-            arg("--models", metavar="A,B,…", help="the first is the baseline; default: base and the newest adapter"),
-            arg("--gate", action="store_true", help="exit 3 unless every model beats the baseline in the verdict's metrics, intervals above zero"),
+            arg("--questions", metavar="FILE", help="question file (JSONL); needed unless an action is named"),
+            arg("--models", metavar="A,B,…", help="the first is the baseline; teacher: recorded answers; default: base and the newest adapter"),
+            arg("--gate", action="store_true", help="exit 3 unless every gate passes (evaluate.gates, else: better than the first in the verdict's metrics)"),
+        ],
+    ),
+    Command(
+        "evaluate retrieval",
+        "retrieval alone, by document and type of question; needs no model",
+        "evaluating:retrieval",
+        [arg("file", metavar="QUESTIONS", help="question file (JSONL) with quotes, or with documents"), arg("-k", type=int, help="default: retrieval.k")],
+    ),
+    Command(
+        "evaluate compare",
+        "two evaluations against each other, question by question",
+        "evaluating:compare",
+        [arg("a", metavar="A.json", help="the report.json of one run"), arg("b", metavar="B.json", help="of the other")],
+    ),
+    Command("evaluate history", "every evaluation over time, with plots", "evaluating:history"),
+    Command(
+        "questions import",
+        "a public set as a question file: BEIR, SQuAD, RAGAS, RAGChecker, CSV",
+        "questions:questions_import",
+        [
+            arg("source", help="a file, or a BEIR folder"),
+            arg("target", metavar="FILE", help="the question file to write"),
+            arg("--format", choices=["beir", "squad", "ragas", "ragchecker", "csv"], help="default: seen from the source"),
+            arg("--documents", metavar="DIR", help="also write the texts asked about there, to ingest"),
+            arg("--split", default="test", help="of a BEIR folder's qrels; default: test"),
+        ],
+    ),
+    Command(
+        "questions export",
+        "a question file as JSONL for another evaluation tool",
+        "questions:questions_export",
+        [
+            arg("source", metavar="QUESTIONS", help="question file (JSONL)"),
+            arg("target", metavar="FILE", help="the file to write"),
+            arg("--format", choices=["lm-eval", "inspect"], required=True),
         ],
     ),
 ]
@@ -266,14 +301,16 @@ def build_parser() -> argparse.ArgumentParser:
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for command in COMMANDS:
         first, _, second = command.words.partition(" ")
+        names = ", ".join(c.words.split()[1] for c in COMMANDS if c.words.startswith(first + " "))
         if second and first not in groups:
-            names = ", ".join(c.words.split()[1] for c in COMMANDS if c.words.startswith(first + " "))
             groups[first] = top.add_parser(first, help=names).add_subparsers(metavar="ACTION", required=True)
         place = groups[first] if second else top
         child = place.add_parser(second or first, help=command.help, description=command.help, parents=[shared])
         for flags, options in command.arguments:
             child.add_argument(*flags, **options)  # type: ignore[arg-type]
         child.set_defaults(run=command.run)
+        if names and not second:  # a command with actions: without one it runs itself
+            groups[first] = child.add_subparsers(metavar="ACTION", help=f"or: {names}")
     return parser
 
 

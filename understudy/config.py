@@ -118,12 +118,32 @@ class Serve(Section):
     start_seconds: float = Field(600, gt=0, description="how long to wait for the engine to become healthy")
 
 
+class Gate(Section):
+    """A limit on a model's paired difference in one metric, to another model; set one of min_gain and max_loss."""
+
+    against: str = Field("base", description="a model among those compared: base, teacher, a name")
+    min_gain: float | None = Field(None, ge=0, description="the difference must be better by more than this")
+    max_loss: float | None = Field(None, ge=0, description="the difference may be worse by no more than this")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the two-sided interval that must clear the limit")
+
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> Gate:
+        if (self.min_gain is None) == (self.max_loss is None):
+            raise ValueError("a gate has either min_gain or max_loss")
+        return self
+
+
 class Evaluate(Section):
     """How models are compared."""
 
     concurrency: int = Field(8, ge=1, description="questions in flight at once")
     resamples: int = Field(10_000, ge=100, description="bootstrap resamples")
     seed: int = Field(0, description="seed of the bootstrap")
+    leaks: Literal["refuse", "set-apart", "allow-documents"] = Field(
+        "refuse",
+        description="what an adapter trained on: set-apart leaves it out and lists it; allow-documents lets new questions about seen documents take part",
+    )
+    gates: dict[str, Gate] = Field(default_factory=dict, description="by metric: {against, min_gain or max_loss, confidence}; a failed one is exit code 3")
 
 
 class Redaction(Section):

@@ -136,6 +136,7 @@ class Step(Record):
     finish_reason: str = ""
     started_at: float = 0.0  # seconds since the epoch
     seconds: float = 0.0
+    first_token_seconds: float | None = None  # from the request to the first text, where it was streamed
     error: str = ""
 
 

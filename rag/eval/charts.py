@@ -10,12 +10,16 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.eval.metrics import METRICS, Numbers, Row, column
+from rag.eval.estimators import Numbers
+from rag.eval.metrics import METRICS, Row, column
+from rag.eval.reliability import reliability_curve
+from rag.eval.resampling import Interval
 from rag.eval.stats import Comparison
 from understudy.digests import digest_of
 
@@ -27,8 +31,6 @@ WIDTH = 7.4  # inches, of 72 SVG units
 INK, SOFT, LINE, GAIN, LOSS = "#010203", "#010204", "#010205", "#010206", "#010207"
 MODELS = [f"#01021{place}" for place in range(6)]  # the first is the baseline
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", GAIN: "gain", LOSS: "loss", **{color: f"m{n}" for n, color in enumerate(MODELS)}}
-BINS = 5  # of the reliability curve
-STEPS = ("plan", "retrieve", "answer", "validate")
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -61,7 +63,7 @@ def model_color(place: int) -> str:
 
 def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
     """Paired differences of the share metrics with their intervals, better always to the right."""
-    shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.difference is not None]
+    shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.low is not None]
     with _styled():
         figure, axes = _axes(0.55 + 0.3 * max(1, len(shown)))
         for place, comparison in enumerate(shown):
@@ -84,7 +86,7 @@ def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
 
 def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
     """Seconds by step, dot at the median and line to the 95th percentile; `seconds` by model, then step."""
-    names = [step for step in (*STEPS, "whole run") if any(by_step.get(step) for by_step in seconds.values())]
+    names = [step for step in dict.fromkeys(step for by_step in seconds.values() for step in by_step) if any(by_step.get(step) for by_step in seconds.values())]
     with _styled():
         figure, axes = _axes(0.6 + len(names) * (0.16 + 0.17 * len(seconds)))
         described = []
@@ -108,6 +110,58 @@ def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
         axes.set_xlabel("seconds: dot median, bar 95th percentile")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(seconds)), borderaxespad=0.2, handlelength=1.6)
         return _svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
+
+
+def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
+    """Each model's median seconds against its token-F1, with its 95 % interval; the line joins those that no other beats in both."""
+    known = [(place, name, seconds, quality) for place, (name, seconds, quality) in enumerate(points) if seconds is not None and quality.value is not None]
+    measured = [(seconds, quality.value or 0.0) for _, _, seconds, quality in known]
+    unbeaten = sorted(point for point in set(measured) if not any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in measured))
+    with _styled():
+        figure, axes = _axes(2.6)
+        if len(unbeaten) > 1:
+            axes.step(*zip(*unbeaten, strict=True), where="post", color=SOFT, linewidth=1, dashes=(3, 3))
+        described = []
+        for (place, name, _, quality), (seconds, value) in zip(known, measured, strict=True):
+            color = model_color(place)
+            if quality.low is not None and quality.high is not None:
+                axes.plot([seconds, seconds], [quality.low, quality.high], color=color, linewidth=1.6, alpha=0.6)
+            axes.plot([seconds], [value], marker="o", markersize=8, color=color, linestyle="none", label=name)
+            described.append(f"{name} {seconds:.2f} s, token-F1 {value:.2f}")
+        axes.set_xlim(left=0)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(color=LINE, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_xlabel("median seconds of a run  (← faster)")
+        axes.set_ylabel("token-F1")
+        if known:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(known)), borderaxespad=0.2, handlelength=1)
+        return _svg(figure, "frontier", "Latency and quality", "; ".join(described) or "nothing was timed")
+
+
+def plot_history(series: dict[str, list[tuple[float, float, float, float]]], metric: str, name: str) -> str:
+    """A metric over time; `series` are (seconds since the epoch, value, low, high) by model."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+    with _styled():
+        figure, axes = _axes(2.4)
+        described = []
+        for place, (model, points) in enumerate(series.items()):
+            color = model_color(place)
+            days = [float(date2num(datetime.fromtimestamp(at, UTC))) for at, *_ in points]
+            values, lows, highs = ([point[column] for point in points] for column in (1, 2, 3))
+            axes.vlines(days, lows, highs, color=color, linewidth=1.4, alpha=0.6)
+            axes.plot(days, values, color=color, linewidth=2, marker="o", markersize=5, label=model)
+            described.append(f"{model}: {', '.join(f'{value:.2f}' for value in values)}")
+        locator = AutoDateLocator()
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.tick_params(length=0)
+        axes.set_title(METRICS[metric].label, loc="left", color=INK, pad=22)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(series)), borderaxespad=0.2, handlelength=1.6)
+        return _svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
 
 
 def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
@@ -134,16 +188,15 @@ def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
 def _draw_reliability(axes: Axes, scores: Numbers, is_right: np.ndarray, color: str) -> str:
     """Share of right answers in each band of the score, dots as large as the band is full."""
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, dashes=(3, 3))
-    bands = np.minimum((scores * BINS).astype(int), BINS - 1)
-    points = [(scores[bands == b].mean(), is_right[bands == b].mean(), int((bands == b).sum())) for b in range(BINS) if (bands == b).any()]
-    if points:
-        xs, ys, counts = (np.array(values) for values in zip(*points, strict=True))
+    bands = reliability_curve(scores, is_right.astype(np.float64)) if len(scores) else []
+    if bands:
+        xs, ys, counts = (np.array(values) for values in zip(*((band.score, band.share_right, band.count) for band in bands), strict=True))
         axes.plot(xs, ys, color=color, linewidth=2)
         axes.scatter(xs, ys, s=18 + 160 * counts / counts.sum(), color=color, zorder=3)
     axes.set_ylim(-0.04, 1.08)
     axes.set_title("How often right, by score", loc="left", color=INK)
     axes.set_ylabel("share right")
-    return "; ".join(f"score {x:.2f}: {y:.0%} right of {count}" for x, y, count in points) or "no scores"
+    return "; ".join(f"score {band.score:.2f}: {band.share_right:.0%} right of {band.count}" for band in bands) or "no scores"
 
 
 def _draw_histogram(axes: Axes, scores: Numbers, is_right: np.ndarray) -> None:

@@ -58,10 +58,25 @@ def shown_chunks(trace: Trace, chunks: dict[str, Chunk]) -> list[Chunk]:
     return look_up([chunk_id for step in steps for chunk_id in step.passage_ids], chunks)
 
 
-def first_retrieved(trace: Trace, chunks: dict[str, Chunk]) -> list[Chunk]:
-    """The passages of the first retrieval; empty where none ran."""
+def first_retrieved(trace: Trace, chunks: dict[str, Chunk]) -> tuple[list[Chunk], bool]:
+    """The passages of the first retrieval, best first where the trace has kept their ranks, and whether it has."""
     step = next((step for step in trace.steps if step.name == "retrieve"), None)
-    return look_up(step.passage_ids, chunks) if step else []
+    if step is None:
+        return [], True
+    ranking = step.parsed.get("ranking")
+    if isinstance(ranking, list) and sorted(ranking) == sorted(step.passage_ids):
+        return look_up(ranking, chunks), True
+    return look_up(step.passage_ids, chunks), len(step.passage_ids) <= 1
+
+
+def relevant_chunks(gold: list[Quote], chunks: dict[str, Chunk]) -> set[str]:
+    """Ids of the chunks that hold a gold quote whole."""
+    spans = [span for quote in gold for span in quote.spans]
+    documents = {span.document_id for span in spans}
+    candidates = [chunk for chunk in chunks.values() if chunk.document_id in documents]
+    return {
+        chunk.id for chunk in candidates if any(span.document_id == chunk.document_id and chunk.start <= span.start and span.end <= chunk.end for span in spans)
+    }
 
 
 def look_up(chunk_ids: Iterable[str], chunks: dict[str, Chunk]) -> list[Chunk]:

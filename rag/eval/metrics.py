@@ -9,23 +9,34 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rag.citations import find_quote
-from rag.eval.evidence import first_retrieved, locate_gold, locate_shown, shown_chunks, unsupported_sentences
+from rag.eval.estimators import Estimator, Means, Numbers, auroc, mean, quantile
+from rag.eval.evidence import Quote, first_retrieved, locate_gold, locate_shown, relevant_chunks, shown_chunks, unsupported_sentences
+from rag.eval.ranked import ndcg_at_k, precision_at_k, reciprocal_rank
+from rag.eval.reliability import calibration_error
+from rag.eval.rouge import rouge_l
 from rag.prompts import parse_score
 from understudy.records import Chunk, Question, Trace
 
 Row = dict[str, float | None]
-Numbers = NDArray[np.float64]
-Estimator = Callable[[Numbers], Numbers]  # how often each row was drawn [resamples, rows] → the metric [resamples]
 
+QUANTILES = {
+    "latency_p50": ("seconds", 0.5),
+    "latency_p95": ("seconds", 0.95),
+    "latency_p99": ("seconds", 0.99),
+    "first_token_p50": ("first_token_seconds", 0.5),
+}
 RIGHT_F1 = 0.5  # token-F1 from which on an answer counts as right, for the validator's AUROC
+ANSWER_KEYS = (
+    *("token_f1", "exact_match", "gold_recall", "rouge_l", "semantic_similarity", "answerable", "is_right", "score"),
+    *("abstention_accuracy", "abstention_precision", "abstention_recall", "false_abstention_rate"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,16 +56,26 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric("Token-F1", "Answers", "SQuAD's word overlap with the expert's answer; answerable questions"),
     "gold_recall": Metric("Gold recall", "Answers", "share of the expert's words that the answer has"),
     "exact_match": Metric("Exact match", "Answers", "the expert's answer, word for word", is_binary=True),
+    "rouge_l": Metric("ROUGE-L", "Answers", "longest common run of words with the expert's answer, gaps allowed"),
+    "semantic_similarity": Metric("Semantic similarity", "Answers", "cosine to the expert's answer by the workspace's embedder, not below 0"),
     "unsupported_rate": Metric("Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"),
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),
     "citation_recall": Metric("Citation recall", "Citations", "expert's quotes that the answer cites verbatim"),
     "abstention_accuracy": Metric("Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True),
+    "abstention_precision": Metric("Abstention precision", "Abstention", "share of its abstentions that are right"),
+    "abstention_recall": Metric("Abstention recall", "Abstention", "share of the unanswerable questions on which it abstains", is_binary=True),
     "false_abstention_rate": Metric("False abstentions", "Abstention", "answerable questions that it refused", "lower", is_binary=True),
     "validator_auroc": Metric("Validator AUROC", "Validation", "how well the validation score tells right from wrong; 0.5 is chance"),
+    "calibration_error": Metric("Calibration error", "Validation", "mean distance of the score from how often it is right, in 10 bands", "lower"),
     "valid_score_rate": Metric("Readable scores", "Validation", "validations that state one score from 0 to 1", weight="validations"),
     "recall_at_k": Metric("Recall@k", "Retrieval", "expert's quotes found in the first retrieval's passages"),
+    "precision_at_k": Metric("Precision@k", "Retrieval", "passages of the first retrieval that hold an expert's quote"),
+    "mrr": Metric("MRR", "Retrieval", "1 ÷ the rank of the first passage that holds an expert's quote"),
+    "ndcg_at_k": Metric("nDCG@k", "Retrieval", "how near the ranking is to the best one"),
     "latency_p50": Metric("Latency, median", "Cost", "seconds of a whole run", "lower", "seconds"),
     "latency_p95": Metric("Latency, 95th percentile", "Cost", "seconds of a whole run", "lower", "seconds"),
+    "latency_p99": Metric("Latency, 99th percentile", "Cost", "seconds of a whole run", "lower", "seconds"),
+    "first_token_p50": Metric("First token, median", "Cost", "seconds until the answer begins, where it is streamed", "lower", "seconds"),
     "prompt_tokens": Metric("Prompt tokens", "Cost", "mean of a run", "lower", "tokens"),
     "cached_tokens": Metric("… of them cached", "Cost", "mean of a run", "", "tokens"),
     "completion_tokens": Metric("Completion tokens", "Cost", "mean of a run", "lower", "tokens"),
@@ -90,15 +111,17 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
     readable = sum(parse_score(step.text) is not None for step in validations)
     prompt_tokens = sum(step.usage.prompt_tokens for step in trace.steps)
     completion_tokens = sum(step.usage.completion_tokens for step in trace.steps)
+    was_run = bool(trace.steps) and trace.source == "model"  # what was imported has neither our clock nor our counts
     row |= {
         "complete": float(trace.complete),
         "valid_score_rate": readable / len(validations) if validations else None,
         "validations": float(len(validations)),
-        "seconds": sum(step.seconds for step in trace.steps) if trace.steps else None,
-        "prompt_tokens": float(prompt_tokens) if trace.steps else None,
-        "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if trace.steps else None,
-        "completion_tokens": float(completion_tokens) if trace.steps else None,
-        "cost": (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if prices else None,
+        "seconds": sum(step.seconds for step in trace.steps) if was_run else None,
+        "first_token_seconds": _first_token_seconds(trace) if was_run else None,
+        "prompt_tokens": float(prompt_tokens) if was_run else None,
+        "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if was_run else None,
+        "completion_tokens": float(completion_tokens) if was_run else None,
+        "cost": (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if prices and was_run else None,
     }
     return row
 
@@ -116,22 +139,25 @@ def estimator(rows: Sequence[Row], metric: str) -> Estimator:
     Where no drawn row defines the metric, the result is NaN.
     """
     if metric == "validator_auroc":
-        return _auroc(rows)
-    if metric.startswith("latency_p"):
-        return _quantile(column(rows, "seconds"), float(metric.removeprefix("latency_p")) / 100)
+        return auroc(column(rows, "score"), column(rows, "is_right"))
+    if metric == "calibration_error":
+        return _calibration_error(rows)
+    if metric in QUANTILES:
+        key, share = QUANTILES[metric]
+        return quantile(column(rows, key), share)
     values = column(rows, metric)
     if metric == "abstention_accuracy":
         kind = column(rows, "answerable")
-        kinds = [_mean(np.where(kind == wanted, values, np.nan)) for wanted in (1.0, 0.0)]
-        return lambda drawn: (kinds[0](drawn) + kinds[1](drawn)) / 2
+        kinds = [mean(np.where(kind == wanted, values, np.nan)) for wanted in (1.0, 0.0)]
+        return Means(tuple(part for kind in kinds for part in kind.parts))
     weight = METRICS[metric].weight
-    return _mean(values, column(rows, weight) if weight else None)
+    return mean(values, column(rows, weight) if weight else None)
 
 
 def validator_auroc(scores: Sequence[float], are_right: Sequence[bool]) -> float | None:
     """The chance that a right answer's score exceeds a wrong one's, ties counting half; None without both kinds."""
     rows: list[Row] = [{"score": score, "is_right": float(right)} for score, right in zip(scores, are_right, strict=True)]
-    value = float(_auroc(rows)(np.ones((1, len(rows))))[0])
+    value = float(estimator(rows, "validator_auroc")(np.ones((1, len(rows))))[0])
     return None if np.isnan(value) else value
 
 
@@ -142,22 +168,22 @@ def column(rows: Sequence[Row], key: str) -> Numbers:
 
 def _answer_scores(trace: Trace, question: Question) -> Row:
     """Answer and abstention metrics; an abstention and a failed run predict nothing, as in SQuAD 2.0."""
-    row: Row = dict.fromkeys(
-        ("token_f1", "exact_match", "gold_recall", "answerable", "abstention_accuracy", "false_abstention_rate", "is_right", "score"), None
-    )
+    row: Row = dict.fromkeys(ANSWER_KEYS)
     if not question.has_answer_key:
         return row
     abstained = trace.abstained and trace.complete
     prediction = trace.answer if trace.complete and not abstained else ""
     row["answerable"] = float(question.answerable)
+    row["abstention_precision"] = float(not question.answerable) if abstained else None
     if question.answers is None:
-        row["abstention_accuracy"] = row["is_right"] = float(abstained)
+        row["abstention_accuracy"] = row["abstention_recall"] = row["is_right"] = float(abstained)
     else:
         f1 = token_f1(prediction, question.answers)
         row |= {
             "token_f1": f1,
             "exact_match": exact_match(prediction, question.answers),
             "gold_recall": gold_recall(prediction, question.answers),
+            "rouge_l": rouge_l(prediction, question.answers),
         }
         row["abstention_accuracy"] = float(trace.complete and not abstained)
         row["false_abstention_rate"] = float(abstained)
@@ -172,17 +198,42 @@ def _evidence_scores(trace: Trace, question: Question, chunks: dict[str, Chunk])
     gold = locate_gold(question, shown, chunks) if question.answerable or not question.has_answer_key else []
     emitted = [locate_shown(quote, shown) for quote in (trace.quotes if trace.complete else [])]
     verbatim = [quote for quote in emitted if quote.spans]
-    row: Row = dict.fromkeys(("citation_precision", "citation_recall", "recall_at_k", "unsupported_rate"), None)
+    row: Row = dict.fromkeys(("citation_precision", "citation_recall", "recall_at_k", "precision_at_k", "mrr", "ndcg_at_k", "unsupported_rate"))
     if gold:
         right = sum(any(quote.overlaps(wanted) for wanted in gold) for quote in verbatim)
         row["citation_precision"] = right / len(emitted) if emitted else 0.0
         row["citation_recall"] = sum(any(wanted.overlaps(quote) for quote in verbatim) for wanted in gold) / len(gold)
-        retrieved = first_retrieved(trace, chunks)
-        row["recall_at_k"] = sum(any(find_quote(wanted.text, chunk.text) for chunk in retrieved) for wanted in gold) / len(gold)
+        row |= _retrieval_scores(trace, gold, chunks)
     unsupported, sentences = unsupported_sentences(trace.answer, shown) if trace.complete and not trace.abstained else (0, 0)
     row["sentences"] = float(sentences)
     row["unsupported_rate"] = unsupported / sentences if sentences else None
     return row
+
+
+def _retrieval_scores(trace: Trace, gold: list[Quote], chunks: dict[str, Chunk]) -> Row:
+    """Of the first retrieval; a passage is relevant when it holds a gold quote. Metrics of order are None where the trace has kept none.
+
+    A run that retrieved nothing counts as one that found nothing.
+    """
+    retrieved, is_ranked = first_retrieved(trace, chunks)
+    found = [any(find_quote(wanted.text, chunk.text) for wanted in gold) for chunk in retrieved]
+    relevant = len(relevant_chunks(gold, chunks) | {chunk.id for chunk, is_relevant in zip(retrieved, found, strict=True) if is_relevant})
+    return {
+        "recall_at_k": sum(any(find_quote(wanted.text, chunk.text) for chunk in retrieved) for wanted in gold) / len(gold),
+        "precision_at_k": precision_at_k(found),
+        "mrr": reciprocal_rank(found) if is_ranked else None,
+        "ndcg_at_k": ndcg_at_k(found, relevant) if is_ranked else None,
+    }
+
+
+def _first_token_seconds(trace: Trace) -> float | None:
+    """From the start of the run to the first token of its first answer, where that was streamed."""
+    before = 0.0
+    for step in trace.steps:
+        if step.name == "answer":
+            return None if step.first_token_seconds is None else before + step.first_token_seconds
+        before += step.seconds
+    return None
 
 
 def _accepted(answer: str | Sequence[str]) -> list[str]:
@@ -201,42 +252,9 @@ def _overlap(prediction: str, gold: str) -> tuple[float, float, float]:
     return precision, recall, 2 * precision * recall / (precision + recall) if shared else 0.0
 
 
-def _mean(values: Numbers, weights: Numbers | None = None) -> Estimator:
-    """The (weighted) mean over the rows where the value is defined."""
-    counted = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    products = np.where(counted > 0, values, 0.0) * counted
-    return lambda drawn: _ratio(drawn @ products, drawn @ counted)
-
-
-def _quantile(values: Numbers, share: float) -> Estimator:
-    """The smallest value that at least `share` of the drawn rows do not exceed (nearest rank)."""
-    order = np.argsort(values)[: int((~np.isnan(values)).sum())]
-    if not len(order):
-        return lambda drawn: np.full(len(drawn), np.nan)
-
-    def evaluate(drawn: Numbers) -> Numbers:
-        cumulated = np.cumsum(drawn[:, order], axis=1)  # [resamples, defined rows]
-        total = cumulated[:, -1:]
-        places = (cumulated < share * total - 1e-9).sum(axis=1).clip(max=len(order) - 1)
-        return np.where(total[:, 0] > 0, values[order][places], np.nan)
-
-    return evaluate
-
-
-def _auroc(rows: Sequence[Row]) -> Estimator:
-    """Area under the ROC curve of `score` against `is_right`, as a Mann–Whitney statistic."""
+def _calibration_error(rows: Sequence[Row]) -> Estimator:
+    """Expected calibration error of `score` against `is_right`."""
     scores, is_right = column(rows, "score"), column(rows, "is_right")
-    right, wrong = np.flatnonzero(~np.isnan(scores) & (is_right == 1)), np.flatnonzero(~np.isnan(scores) & (is_right == 0))
-    gap = scores[right][:, None] - scores[wrong][None, :]
-    wins = (gap > 0) + 0.5 * (gap == 0)  # [right, wrong]
-
-    def evaluate(drawn: Numbers) -> Numbers:
-        of_right, of_wrong = drawn[:, right], drawn[:, wrong]
-        return _ratio(((of_right @ wins) * of_wrong).sum(axis=1), of_right.sum(axis=1) * of_wrong.sum(axis=1))
-
-    return evaluate
-
-
-def _ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
-    quotient: Numbers = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
-    return quotient
+    known = np.flatnonzero(~np.isnan(scores) & ~np.isnan(is_right))
+    evaluate = calibration_error(scores[known], is_right[known])
+    return lambda drawn: evaluate(drawn[:, known])

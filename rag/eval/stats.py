@@ -1,35 +1,22 @@
-"""What a difference is worth: paired cluster bootstrap, exact McNemar test, smallest detectable difference.
-
-All resamples are evaluated at once: a resample is a row of counts, how often each question was drawn, and a
-metric is a function of such rows (`rag.eval.metrics.estimator`). Every model and metric sees the same draws,
-so differences are paired, and metrics that are no plain means (balanced accuracy, AUROC, quantiles) need nothing
-of their own. Two stages, documents and then the questions inside (Davison and Hinkley, Bootstrap Methods, 3.8):
-questions about one document are not independent, and intervals that forget it are too narrow.
-"""
+"""What a difference is worth: its interval, p-values corrected for looking at many, effect size, smallest detectable difference."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rag.eval.metrics import METRICS, Estimator, Numbers, Row, column, estimator
+from rag.eval.coverage import simulated_coverage
+from rag.eval.estimators import Numbers
+from rag.eval.metrics import METRICS, QUANTILES, Row, column, estimator
+from rag.eval.resampling import Interval, bootstrap, detectable_sds, drawn_clusters, evaluate_all, make_interval, two_sided_p, units_drawn
 from understudy.records import Question
 
-FEWEST_CLUSTERS = 5  # with fewer documents, resampling them says nothing
-BATCH = 1000  # resamples evaluated at once; bounds memory
-DETECTABLE_SDS = 1.96 + 0.84  # two-sided 5 % and 80 % power, in standard deviations of the difference
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its percentile 95 % interval; None where it is undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
+OVER_ALL_ROWS = {"validator_auroc": "score", "calibration_error": "score", **{metric: key for metric, (key, _) in QUANTILES.items()}}
+VERDICT_METRICS = ("token_f1", "citation_precision", "citation_recall", "abstention_accuracy")
+LEAST_COVERAGE = 0.93  # of 95 % intervals, by simulation; below it the questions are called too few
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,10 @@ class Comparison:
     high: float | None
     detectable: float | None  # the smallest true difference that this many questions find 4 times in 5
     mcnemar: McNemar | None
+    p: float | None = None  # two-sided, of the bootstrap
+    p_holm: float | None = None  # corrected for the comparisons of its family: the verdict's metrics, or all the others
+    effect_size: float | None = None  # Cohen's d of the paired differences; None for metrics over all rows at once
+    coverage: float | None = None  # how often such an interval holds the truth, simulated; None: nothing so small was simulated
 
     @property
     def is_gain(self) -> bool:
@@ -65,10 +56,61 @@ class Comparison:
         """Whether the whole interval lies on the worse side of zero."""
         return self._beyond_zero({"higher": "lower", "lower": "higher"}.get(METRICS[self.metric].better, ""))
 
+    @property
+    def is_too_small(self) -> bool:
+        """Whether there are too few questions or documents for the interval to mean what it says."""
+        return self.difference is not None and (self.coverage is None or self.coverage < LEAST_COVERAGE)
+
     def _beyond_zero(self, side: str) -> bool:
         if self.low is None or self.high is None:
             return False
         return (side == "higher" and self.low > 0) or (side == "lower" and self.high < 0)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every metric of every model, measured and on the same resamples, so that any two models can be compared."""
+
+    rows: dict[str, list[Row]]
+    clusters: Sequence[str]
+    points: dict[tuple[str, str], float]  # by (model, metric); NaN where undefined
+    resampled: dict[tuple[str, str], Numbers]  # [resamples]
+
+    def units(self, metric: str, *names: str) -> int:
+        """The units that limit an interval of this metric of these models."""
+        return units_drawn(self.clusters, self._defined(metric, *names).tolist())
+
+    def interval(self, name: str, metric: str) -> Interval:
+        """A model's metric with its interval."""
+        return make_interval(self.points[name, metric], self.resampled[name, metric], self.units(metric, name))
+
+    def difference(self, a: str, b: str, metric: str, confidence: float = 0.95) -> Interval:
+        """b − a with its interval."""
+        draws = self.resampled[b, metric] - self.resampled[a, metric]
+        return make_interval(self.points[b, metric] - self.points[a, metric], draws, self.units(metric, a, b), confidence)
+
+    def spread(self, a: str, b: str, metric: str) -> float:
+        """Standard deviation of b − a over the resamples."""
+        return float(np.nanstd(self.resampled[b, metric] - self.resampled[a, metric]))
+
+    def compare(self, a: str, b: str, metric: str) -> Comparison:
+        """b against a on one metric, before any correction."""
+        found, units, n = self.difference(a, b, metric), self.units(metric, a, b), int(self._defined(metric, a, b).sum())
+        test = mcnemar(self.rows[a], self.rows[b], metric) if METRICS[metric].is_binary else None
+        if found.value is None:
+            return Comparison(a, b, metric, n, None, None, None, None, test)
+        return Comparison(
+            *(a, b, metric, n, found.value, found.low, found.high),
+            detectable=detectable_sds(units) * self.spread(a, b, metric) if units > 1 else None,
+            mcnemar=test,
+            p=two_sided_p(found.value, self.resampled[b, metric] - self.resampled[a, metric], units),
+            effect_size=effect_size(self.rows[a], self.rows[b], metric),
+            coverage=simulated_coverage(n, units if drawn_clusters(self.clusters) else 0),
+        )
+
+    def _defined(self, metric: str, *names: str) -> np.ndarray:
+        """Whether any of the models defines the metric on a row, [rows]."""
+        return np.asarray(np.any([~np.isnan(row_values(self.rows[name], metric)) for name in names], axis=0))
 
 
 @dataclass(frozen=True)
@@ -79,6 +121,7 @@ class Statistics:
     comparisons: list[Comparison]  # every model but the first against the first
     clusters: int
     resampled: str  # what was drawn, in words
+    draws: Draws = field(compare=False, repr=False)
 
 
 def cluster_of(question: Question) -> str:
@@ -88,73 +131,51 @@ def cluster_of(question: Question) -> str:
 
 def compute_statistics(rows: dict[str, list[Row]], clusters: Sequence[str], resamples: int = 10_000, seed: int = 0) -> Statistics:
     """Intervals of every model and of its difference to the first; `clusters` names each row's document."""
+    draws = draw(rows, clusters, resamples, seed)
+    intervals = {name: {metric: draws.interval(name, metric) for metric in METRICS} for name in rows}
+    baseline, *rivals = rows
+    comparisons = correct([draws.compare(baseline, b, metric) for b in rivals for metric in METRICS])
+    resampled = "documents, then questions inside" if drawn_clusters(clusters) else "questions only"
+    return Statistics(intervals, comparisons, len(set(clusters)), resampled, draws)
+
+
+def draw(rows: dict[str, list[Row]], clusters: Sequence[str], resamples: int, seed: int) -> Draws:
+    """Evaluate every metric of every model on the same resamples."""
     keys = [(name, metric) for name in rows for metric in METRICS]
     estimators = [estimator(rows[name], metric) for name, metric in keys]
-    points = dict(zip(keys, _evaluate(estimators, np.ones((1, len(clusters))))[:, 0], strict=True))
-    draws = dict(zip(keys, bootstrap(estimators, clusters, resamples, seed), strict=True))
-    intervals: dict[str, dict[str, Interval]] = {name: {} for name in rows}
-    for name, metric in keys:
-        intervals[name][metric] = make_interval(points[name, metric], draws[name, metric])
-    baseline, *rivals = rows
-    comparisons = []
-    for b in rivals:
-        for metric in METRICS:
-            difference = draws[b, metric] - draws[baseline, metric]
-            found = make_interval(points[b, metric] - points[baseline, metric], difference)
-            spread = float(np.nanstd(difference)) if found.value is not None else None
-            is_defined = ~np.isnan(row_values(rows[baseline], metric)) | ~np.isnan(row_values(rows[b], metric))
-            detectable = None if spread is None else DETECTABLE_SDS * spread
-            test = mcnemar(rows[baseline], rows[b], metric) if METRICS[metric].is_binary else None
-            comparisons.append(Comparison(baseline, b, metric, int(is_defined.sum()), found.value, found.low, found.high, detectable, test))
-    count = len(set(clusters))
-    resampled = "documents, then questions inside" if drawn_clusters(clusters) else "questions only"
-    return Statistics(intervals, comparisons, count, resampled)
+    points = dict(zip(keys, evaluate_all(estimators, np.ones((1, len(clusters))))[:, 0].tolist(), strict=True))
+    return Draws(rows, clusters, points, dict(zip(keys, bootstrap(estimators, clusters, resamples, seed), strict=True)))
 
 
-def drawn_clusters(clusters: Sequence[str]) -> int:
-    """How many documents are resampled; 0 where they are too few, or where every question stands alone."""
-    count = len(set(clusters))
-    return count if FEWEST_CLUSTERS <= count < len(clusters) else 0
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values that allow for their number: the verdict's metrics are one family, set beforehand, all others another."""
+    corrected: dict[int, float] = {}
+    for is_verdicts in (True, False):
+        family = [place for place, found in enumerate(comparisons) if found.p is not None and (found.metric in VERDICT_METRICS) == is_verdicts]
+        corrected |= dict(zip(family, holm([comparisons[place].p or 0.0 for place in family]), strict=True))
+    return [replace(comparison, p_holm=corrected.get(place)) for place, comparison in enumerate(comparisons)]
 
 
-def bootstrap(estimators: Sequence[Estimator], clusters: Sequence[str], resamples: int, seed: int) -> Numbers:
-    """Every estimator on the same resamples: [estimators, resamples]."""
-    return np.concatenate([_evaluate(estimators, drawn) for drawn in draw_counts(clusters, resamples, seed)], axis=1)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down correction: with these, any false alarm at all is as unlikely as one p-value says."""
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for step, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - step) * p_values[place]))
+        corrected[place] = highest
+    return corrected
 
 
-def draw_counts(clusters: Sequence[str], resamples: int, seed: int) -> Iterator[Numbers]:
-    """How often each row is drawn, in batches of [resamples, rows]: clusters with replacement, then as many rows
-    from each drawn cluster as it has, with replacement; rows alone where clusters are too few."""
-    generator = np.random.default_rng(seed)
-    names = np.array(clusters if drawn_clusters(clusters) else ["all"] * len(clusters))
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
-    for start in range(0, resamples, BATCH):
-        batch = min(BATCH, resamples - start)
-        chosen = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=batch)  # [batch, clusters]
-        drawn = np.zeros((batch, len(clusters)))
-        for place, rows in enumerate(members):
-            drawn[:, rows] = generator.multinomial(chosen[:, place] * len(rows), np.full(len(rows), 1 / len(rows)))
-        yield drawn
+def effect_size(a: Sequence[Row], b: Sequence[Row], metric: str) -> float | None:
+    """Cohen's d of the paired differences: their mean ÷ their standard deviation, over the rows that both define.
 
-
-def make_interval(value: float, draws: Numbers) -> Interval:
-    """Percentile 95 % interval; resamples in which the metric is undefined are left out."""
-    defined = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(defined):
-        return Interval(None, None, None)
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
-
-
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], clusters: Sequence[str] = (), resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of b − a over paired values and its 95 % interval."""
-    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-
-    def mean(drawn: Numbers) -> Numbers:
-        return np.asarray(drawn @ differences / drawn.sum(axis=1))
-
-    names = list(clusters) or [str(place) for place in range(len(differences))]
-    return make_interval(float(differences.mean()), bootstrap([mean], names, resamples, seed)[0])
+    None for metrics over all rows at once, and where the differences do not vary.
+    """
+    if metric in OVER_ALL_ROWS:
+        return None
+    differences = column(b, metric) - column(a, metric)
+    differences = differences[~np.isnan(differences)]
+    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()) / deviation if deviation > 0 else None
 
 
 def mcnemar(a: Sequence[Row], b: Sequence[Row], metric: str) -> McNemar:
@@ -173,8 +194,4 @@ def exact_p(gained: int, lost: int) -> float:
 
 def row_values(rows: Sequence[Row], metric: str) -> Numbers:
     """Each row's own value of a metric; for metrics over all rows, what they are made of."""
-    return column(rows, {"validator_auroc": "score", "latency_p50": "seconds", "latency_p95": "seconds"}.get(metric, metric))
-
-
-def _evaluate(estimators: Sequence[Estimator], drawn: Numbers) -> Numbers:
-    return np.stack([evaluate(drawn) for evaluate in estimators])
+    return column(rows, OVER_ALL_ROWS.get(metric, metric))

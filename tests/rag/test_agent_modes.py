@@ -64,6 +64,10 @@ def test_fast_is_one_call_and_its_text_is_shown_while_it_is_written(endpoint: En
     assert trace.score == pytest.approx(0.905, abs=0.01)  # its likelihood per token
     assert trace.steps[-1].parsed["score"] == trace.score
     assert trace.metadata["mode"] == "fast"
+    retrieved, answered = trace.steps
+    assert answered.first_token_seconds is not None and 0 < answered.first_token_seconds <= answered.seconds
+    ranked = retriever.search([QUESTION])
+    assert retrieved.parsed["ranking"] == [passage.chunk.id for passage in ranked] and sorted(retrieved.passage_ids) == sorted(retrieved.parsed["ranking"])
 
 
 def test_fast_shows_nothing_that_the_calibration_will_make_an_abstention(endpoint: Endpoint, retriever: Retriever) -> None:

@@ -15,11 +15,15 @@ import pytest
 
 from rag.eval.evidence import Span
 from rag.eval.explorer import build_cases, mark_text, visible
+from rag.eval.leaks import Leak
 from rag.eval.metrics import score_trace
-from rag.eval.report import build_report, format_difference, format_number
+from rag.eval.report import build_report
+from rag.eval.wording import format_difference, format_number
+from understudy.config import Gate
 from understudy.records import Question, Trace
 
-KEYS = {"schema_version", "models", "k", "concurrency", "pairs", "gates", "verdict", "report", "provenance"}
+KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
+KEYS |= {"report", "provenance"}
 METRICS = {
     *("token_f1", "gold_recall", "exact_match", "citation_precision", "citation_recall", "abstention_accuracy", "false_abstention_rate"),
     *("unsupported_rate", "valid_score_rate", "validator_auroc", "recall_at_k", "latency_p50", "latency_p95"),
@@ -121,6 +125,32 @@ def test_verdict_says_yes_no_or_not_measured(tmp_path: Path, questions, traces, 
     assert unmeasured.endswith("yet: these questions do not measure abstention accuracy.")
 
 
+def test_gates_leaks_and_notes_stand_in_the_page_and_in_the_json(tmp_path: Path, questions, traces, corpus) -> None:
+    gates = {"token_f1": Gate(against="base", min_gain=0.1), "abstention_accuracy": Gate(against="base", max_loss=0.0)}
+    leak = Leak("q77", f"Seen {HOSTILE}", "new@0123456789ab", "near-duplicate", "Seen in training?")
+    report = make(questions, traces, corpus, tmp_path, gates=gates, leaks=[leak], notes=["One question was set apart."])
+    assert [(gate["metric"], gate["status"], gate["passed"]) for gate in report["gates"]] == [("token_f1", "pass", True), ("abstention_accuracy", "pass", True)]
+    assert report["gates"][1]["max_loss"] == 0.0 and "min_gain" not in report["gates"][1]
+    assert report["verdict"] == "new@0123456789ab may take over: it passes every gate (Token-F1, Abstention accuracy)."
+    assert report["leaks"][0]["kind"] == "near-duplicate" and report["notes"] == ["One question was set apart."]
+    page = Page((tmp_path / "report.html").read_text())
+    assert all(text in page.text for text in ("Gates", "✓ pass", "Not new to a model", "Seen in training?", "One question was set apart.", "By document"))
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+def test_scores_hold_every_questions_numbers(tmp_path: Path, questions, traces, corpus) -> None:
+    report = make(questions, traces, corpus, tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["id"] for row in scores["questions"]] == [question.id for question in questions]
+    for model in report["models"]:
+        known = [row["exact_match"] for row in scores["models"][model["name"]] if row["exact_match"] is not None]
+        assert model["metrics"]["exact_match"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    by_document = [entry for entry in report["breakdown"] if entry["by"] == "document"]
+    assert sum(entry["n"] for entry in by_document) == len(questions)
+    pair = next(pair for pair in report["pairs"] if pair["metric"] == "exact_match")
+    assert pair["p"] <= pair["p_holm"] <= 1 and pair["effect_size"] > 0 and pair["coverage"] is None and pair["too_small"]  # on four documents
+
+
 def test_one_model_alone_and_three_models(tmp_path: Path, questions, traces, corpus) -> None:
     alone = make(questions, {"base": traces["base"]}, corpus, tmp_path)
     assert alone["pairs"] == [] and "measured alone" in alone["verdict"]
@@ -181,7 +211,7 @@ def test_the_page_has_what_readers_with_a_keyboard_or_a_screen_reader_need(tmp_p
     assert '<html lang="en">' in html and "prefers-color-scheme: dark" in html and "@media print" in html and "focus-visible" in html
     svgs = [attributes for tag, attributes in page.elements if tag == "svg"]
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
-    assert len(svgs) == 4  # forest, latency, and two models' scores
+    assert len(svgs) == 5  # forest, latency, frontier, and two models' scores
     assert all(svg["role"] == "img" and set((svg["aria-labelledby"] or "").split()) <= ids for svg in svgs)
     assert "aria-live" in html and "LoRA tax" in html and "Provenance" in html
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from random import Random
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from rag.eval.coverage import TABLE, simulated_coverage
 from rag.eval.metrics import METRICS, aggregate
-from rag.eval.stats import cluster_of, compute_statistics, draw_counts, exact_p, mcnemar, paired_bootstrap
+from rag.eval.resampling import Interval, draw_counts, make_interval, paired_bootstrap, two_sided_p
+from rag.eval.stats import Comparison, cluster_of, compute_statistics, effect_size, exact_p, holm, mcnemar
+from scripts.bench_coverage import DOCS, tables
 from understudy.records import Question
 
 
@@ -139,3 +148,87 @@ def test_mcnemar_counts_questions_that_both_define() -> None:
 def test_a_question_belongs_to_its_first_document() -> None:
     assert cluster_of(Question(id="1", question="?", documents=["a.pdf", "b.pdf"])) == "a.pdf"
     assert cluster_of(Question(id="1", question="?")) != cluster_of(Question(id="2", question="?"))
+
+
+def test_an_interval_of_few_documents_is_students() -> None:
+    draws = np.random.default_rng(7).normal(0.2, 0.1, 100_000)
+    many, few = make_interval(0.2, draws, 2000), make_interval(0.2, draws, 5)
+    assert (many.high - 0.2) / 0.1 == pytest.approx(1.96, abs=0.02)
+    assert (few.high - 0.2) / 0.1 == pytest.approx(scipy_stats.t.ppf(0.975, 4) * np.sqrt(5 / 4), abs=0.2)
+    assert make_interval(float("nan"), draws, 9) == Interval(None, None, None) and make_interval(0.2, draws, 1) == Interval(0.2, None, None)
+    assert make_interval(0.2, draws, 2000, 0.5).high == pytest.approx(0.2 + 0.1 * 0.6745, abs=0.002)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.21, -0.1, 0.0, 0.1, 0.19, 0.22, 0.4])
+@pytest.mark.parametrize("units", [5, 12, 200])
+def test_the_p_value_is_below_a_twentieth_where_the_interval_leaves_out_zero(shift: float, units: int) -> None:
+    draws = np.random.default_rng(8).normal(shift, 0.1, 10_001)
+    found, p = make_interval(shift, draws, units), two_sided_p(shift, draws, units)
+    assert p is not None and 0 < p <= 1
+    assert (p < 0.05) == (found.low > 0 or found.high < 0) or abs(p - 0.05) < 0.005
+    assert two_sided_p(-shift, -draws, units) == pytest.approx(p)
+    assert two_sided_p(0.0, np.zeros(100), units) == 1.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float], random: Random) -> None:
+    found = holm(p_values)
+    assert all(p <= corrected <= 1 for p, corrected in zip(p_values, found, strict=True))
+    assert [found[i] for i in np.argsort(p_values, kind="stable")] == sorted(found)
+    order = list(range(len(p_values)))
+    random.shuffle(order)
+    assert holm([p_values[place] for place in order]) == [found[place] for place in order]
+    assert min(found) == min(1, len(p_values) * min(p_values))
+
+
+def test_a_p_value_is_not_bounded_by_the_number_of_resamples() -> None:
+    draws = np.random.default_rng(11).normal(0.5, 0.1, 1000)
+    p = two_sided_p(0.5, draws, 12)
+    assert p == pytest.approx(2 * scipy_stats.t.sf(5 / np.sqrt(12 / 11), 11), rel=0.3) and p < 0.001
+
+
+def test_holm_is_that_of_the_paper() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_the_effect_size_is_the_paired_t_statistic_over_the_root_of_n() -> None:
+    generator = np.random.default_rng(9)
+    a, b = ([{"token_f1": float(value)} for value in generator.random(50)] for _ in range(2))
+    t = scipy_stats.ttest_rel([row["token_f1"] for row in b], [row["token_f1"] for row in a]).statistic
+    assert effect_size(a, b, "token_f1") == pytest.approx(t / np.sqrt(50))
+    assert effect_size(a, a, "token_f1") is effect_size(a, b, "validator_auroc") is None
+
+
+def test_coverage_is_the_worst_simulated_at_a_size_that_is_not_larger() -> None:
+    rows = json.loads(TABLE.read_text())["coverage"]
+    assert len(rows) > 10 and all(0.5 < row["coverage"] <= 1 for row in rows)
+    at = {(row["documents"], row["questions_per_document"]) for row in rows}
+    documents, each = max(at)
+    assert simulated_coverage(documents * each, documents) == simulated_coverage(documents * each + 7, documents + 1)
+    assert simulated_coverage(documents * each, documents) == min(r["coverage"] for r in rows if (r["documents"], r["questions_per_document"]) == max(at))
+    assert simulated_coverage(1000, 3) is None and simulated_coverage(40, 0) is not None
+
+
+def test_what_is_too_small_is_said() -> None:
+    pair = Comparison("a", "b", "token_f1", 9, 0.1, 0.0, 0.2, 0.1, None, coverage=0.92)
+    assert pair.is_too_small and not replace(pair, coverage=0.93).is_too_small
+    assert replace(pair, coverage=None).is_too_small and not replace(pair, difference=None).is_too_small  # smaller than any that was simulated; undefined
+
+
+def test_a_planted_difference_is_found_and_none_is_not() -> None:
+    """Forty questions each about twelve documents, 200 times: false alarms are rare, and 20 points are nearly always seen."""
+    generator = np.random.default_rng(10)
+    clusters = [str(place // 40) for place in range(480)]
+    drawn = np.concatenate(list(draw_counts(clusters, 600, 0)))
+    shares = {}
+    for planted in (0.0, 0.2):
+        before, after = generator.random((480, 200)) < 0.4, generator.random((480, 200)) < 0.4 + planted
+        differences = after.astype(float) - before
+        means = drawn @ differences / 480
+        intervals = [make_interval(float(differences[:, i].mean()), means[:, i], 12) for i in range(200)]
+        shares[planted] = np.mean([interval.low > 0 or interval.high < 0 for interval in intervals])
+    assert shares[0.0] <= 0.06 and shares[0.2] > 0.95
+
+
+def test_the_published_table_is_the_one_that_the_report_reads() -> None:
+    assert tables() in DOCS.read_text(encoding="utf-8")

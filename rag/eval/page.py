@@ -1,0 +1,151 @@
+"""The report as one self-contained HTML page: it loads nothing, and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rag.eval.breakdown import ANSWERS, RETRIEVAL, seconds_by_step
+from rag.eval.charts import plot_forest, plot_frontier, plot_latency, plot_scores
+from rag.eval.explorer import build_cases, visible
+from rag.eval.gates import GateResult
+from rag.eval.metrics import METRICS, Row
+from rag.eval.resampling import Interval
+from rag.eval.stats import LEAST_COVERAGE, VERDICT_METRICS, Statistics
+from rag.eval.wording import format_difference, format_number, format_p
+from understudy.records import Chunk, Question, Trace
+
+FILTERS = [
+    ("all", "All"),
+    ("worse", "Regressions"),
+    ("better", "Improvements"),
+    ("unanswerable", "Unanswerable"),
+    ("wrong", "No model right"),
+]
+
+
+def render_html(
+    report: dict[str, Any],
+    verdicts: Sequence[tuple[str, str]],
+    gates: Sequence[GateResult],
+    questions: Sequence[Question],
+    traces: dict[str, list[Trace]],
+    rows: dict[str, list[Row]],
+    chunks: dict[str, Chunk],
+    statistics: Statistics,
+) -> str:
+    """The whole page; every text in it is escaped, and its policy allows no script but its own."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": format_number, "difference": format_difference, "p": format_p}
+    script = (here / "report.js").read_text(encoding="utf-8")
+    names = list(traces)
+    return environment.get_template("report.html.j2").render(
+        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        verdicts=verdicts,
+        gates=gates,
+        leaks=report["leaks"],
+        notes=report["notes"],
+        smallest=_smallest(statistics),
+        k=report["k"],
+        concurrency=report["concurrency"],
+        resamples=f"{report['provenance']['bootstrap']['resamples']:,}",
+        resampled=statistics.resampled,
+        caution=_caution(statistics),
+        n=len(questions),
+        n_unanswerable=sum(question.has_answer_key and not question.answerable for question in questions),
+        documents=sorted({document for question in questions for document in question.documents[:1]}),
+        metrics=METRICS,
+        groups=_groups(),
+        columns=len(names) + 6,
+        models=[_model_view(name, place, report, rows[name], statistics) for place, name in enumerate(names)],
+        rivals=[_rival_view(name, place, report, statistics) for place, name in enumerate(names) if place],
+        tests=[pair for pair in statistics.comparisons if pair.mcnemar],
+        latency=Markup(plot_latency({name: seconds_by_step([trace for trace in traces[name] if trace.source == "model"]) for name in names})),
+        steps=list(dict.fromkeys(step for model in report["models"] for step in model["latency"])),
+        frontier=Markup(plot_frontier([_frontier_point(name, statistics) for name in names])),
+        breakdown=[(by, [entry for entry in report["breakdown"] if entry["by"] == by]) for by in dict.fromkeys(e["by"] for e in report["breakdown"])],
+        breakdown_metrics=[*ANSWERS, *(metric for metric in RETRIEVAL if metric != "precision_at_k")],
+        filters=FILTERS if len(names) > 1 else [item for item in FILTERS if item[0] not in ("worse", "better")],
+        cases=build_cases(questions, traces, rows, chunks),
+        facts=list(_flatten(report["provenance"])),
+    )
+
+
+def _model_view(name: str, place: int, report: dict[str, Any], rows: list[Row], statistics: Statistics) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    has_scores = any(row["score"] is not None and row["is_right"] is not None for row in rows)
+    scores = Markup(plot_scores(name, rows, place)) if has_scores else ""
+    color = 0 if place == 0 else 1 + (place - 1) % 5
+    return {**report["models"][place], "intervals": statistics.intervals[name], "color": color, "scores": scores}
+
+
+def _rival_view(name: str, place: int, report: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    pairs = {pair.metric: pair for pair in statistics.comparisons if pair.b == name}
+    return {
+        **report["models"][place],
+        "pairs": pairs,
+        "headline": [pairs[m] for m in VERDICT_METRICS],
+        "forest": Markup(plot_forest(list(pairs.values()), name)),
+    }
+
+
+def _groups() -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for name, metric in METRICS.items():
+        groups.setdefault(metric.group, []).append(name)
+    return list(groups.items())
+
+
+def _caution(statistics: Statistics) -> str:
+    """What the reader of the intervals must know."""
+    if statistics.resampled == "questions only":
+        return "Too few documents to resample them: the intervals say nothing about other documents."
+    small = [pair for pair in statistics.comparisons if pair.is_too_small]
+    if small:
+        labels = list(dict.fromkeys(METRICS[pair.metric].label for pair in small))
+        named = ", ".join(labels) if len(labels) <= len(VERDICT_METRICS) else f"{len(labels)} of the metrics"
+        return f"Too small for {named}: in simulations of this size such intervals hold the truth in less than {100 * LEAST_COVERAGE:g} % of cases."
+    return ""
+
+
+def _smallest(statistics: Statistics) -> list[tuple[str, float]]:
+    """(metric, difference) that these questions would find four times in five, of the verdict's metrics; the worst over the rivals."""
+    found: dict[str, float] = {}
+    for pair in statistics.comparisons:
+        if pair.metric in VERDICT_METRICS and pair.detectable is not None:
+            found[pair.metric] = max(found.get(pair.metric, 0.0), pair.detectable)
+    return list(found.items())
+
+
+def _frontier_point(name: str, statistics: Statistics) -> tuple[str, float | None, Interval]:
+    """(name, seconds, quality) of a model."""
+    of_model = statistics.intervals[name]
+    return name, of_model["latency_p50"].value, of_model["token_f1"]
+
+
+def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, text) rows."""
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + str(name), ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
