@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
+from understudy.commands.wiring import answering_tools, calibration_folder, default_model, resolve, resolve_name, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 def serve(args: Namespace) -> Outcome:
     """Serve until interrupted."""
     from serve.command import run_serve
+    from serve.gateway.agents import Wiring
+    from understudy.commands.answers import answer_json
 
-    run_serve(workspace_of(args))
+    run_serve(workspace_of(args), Wiring(partial(answering_tools, may_cache=True), answer_json))
     return Outcome({})
 
 
