@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Send
 
-from serve.gateway.call import Call, ClientGone
+from serve.gateway.call import GONE, Call
 from serve.gateway.door import Door
 from serve.gateway.errors import Refused
 from serve.gateway.gateway import Gateway
@@ -49,6 +49,7 @@ def build_app(gateway: Gateway, log: Log, needs_key: bool = False) -> ASGIApp:
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(UnderstudyError, partial(_refuse_fault, log))
+    app.add_exception_handler(Exception, _refuse_bug)
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return Door(app, KeyRing(keys_file(gateway.workspace)), gateway.workspace.config.tenant, needs_key, log, gateway.metrics, routes)
 
@@ -114,7 +115,7 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
     except TimeoutError as error:
         raise Refused(408, "request_timeout", f"the request was not sent within {BODY_SECONDS:g} s") from error
     except ClientDisconnect as error:
-        raise ClientGone from error
+        raise Refused(GONE, "client_gone", "the client left") from error
     try:
         return model.model_validate_json(bytes(content))
     except ValidationError as error:
@@ -124,18 +125,29 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
         raise Refused(400, "unknown_parameter" if unknown else "invalid_request", explain_fault(fault, model)[:500], param) from error
 
 
-def _refuse_route(_: Request, error: Exception) -> Response:
+def _refuse(request: Request, refused: Refused) -> Response:
+    request.state.call.error = refused.reason
+    return refused.response()
+
+
+def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    raise Refused(error.status_code, "not_found" if error.status_code == 404 else "invalid_request", f"there is nothing here: {error.detail}")
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    return _refuse(request, Refused(error.status_code, code, f"there is nothing here: {error.detail}"))
 
 
 def _refuse_fault(log: Log, request: Request, error: Exception) -> Response:
-    """An error of ours as the client is told of it; a refusal speaks for itself, of others the log holds the rest."""
+    """A refusal speaks for itself; of other errors of ours the log holds more than the client is told."""
     if isinstance(error, Refused):
-        raise error
+        return _refuse(request, error)
     assert isinstance(error, UnderstudyError)
     log.write("fault", request_id=request.state.call.id, kind=type(error).__name__, message=error.message, remedy=error.remedy)
-    raise Refused(503, error.code, "this cannot be answered now; the gateway's log says why") from error
+    return _refuse(request, Refused(503, error.code, "this cannot be answered now; the gateway's log says why"))
+
+
+def _refuse_bug(request: Request, _: Exception) -> Response:
+    """Starlette raises the error again afterwards: the door writes it down."""
+    return _refuse(request, Refused(500, "internal_error", "the gateway failed; its log says how"))
 
 
 def _body_schema(model: type[BaseModel]) -> dict[str, Any]:

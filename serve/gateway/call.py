@@ -14,8 +14,7 @@ TOKENS = re.compile(rb'"(prompt|completion)_tokens":\s*(\d+)')
 REQUEST_ID = r"[A-Za-z0-9._-]{1,64}"
 
 
-class ClientGone(Exception):
-    """The client has left: nobody reads the answer."""
+GONE = 499  # in logs and metrics: the client left before it was answered
 
 
 @dataclass

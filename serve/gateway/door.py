@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.gateway.call import Call, ClientGone, request_id
+from serve.gateway.call import Call, request_id
 from serve.gateway.errors import Refused
 from serve.gateway.limits import RateLimits
 from serve.gateway.observe import Log, Metrics
@@ -15,7 +15,6 @@ from serve.keys import KeyRing
 
 OPEN = ("/health", "/ready")  # need no key
 LOCAL = re.compile(r"^(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$", re.IGNORECASE)
-GONE = 499  # in logs and metrics: the client left before it was answered
 
 
 class Door:
@@ -51,8 +50,6 @@ class Door:
         except Refused as refused:
             call.error = refused.reason
             await refused.response()(scope, receive, noted)
-        except ClientGone:
-            call.status, call.error = GONE, "client_gone"
         except Exception as fault:
             call.status, call.error = call.status or 500, "internal_error"
             self._log.write("fault", request_id=call.id, kind=type(fault).__name__, message=str(fault)[:1000])

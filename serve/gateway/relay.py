@@ -15,7 +15,7 @@ import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.gateway.call import Call, ClientGone
+from serve.gateway.call import GONE, Call
 from serve.gateway.errors import Refused, broken_off, too_slow, unavailable
 from understudy.client import NO_KEY, Model, seconds_asked
 
@@ -38,15 +38,17 @@ class Live(Response):
     def __init__(self, produce: Callable[[Send], Awaitable[None]]) -> None:
         self.background, self._produce = None, produce
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI calls it
-        """Produce; raises what the producing raises, and ClientGone."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Produce; raises what the producing raises."""
         work = asyncio.ensure_future(self._produce(send))
         leaving = asyncio.ensure_future(_has_left(receive))
         try:
             await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone
-            await work
+            if work.done():
+                await work
+            else:
+                call: Call = scope["state"]["call"]
+                call.status, call.error = GONE, "client_gone"
         finally:
             leaving.cancel()
             work.cancel()
