@@ -89,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
         else:
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": self.logprobs(text, body)}
+            written = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+            choice = {"index": 0, **written, "finish_reason": finish, "logprobs": self.logprobs(text, body)}
             self.send(200, {"object": "chat.completion", "choices": [choice], "usage": usage})
 
     def logprobs(self, text: str, body: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from rag.retrieve import Retriever
 
 
-def take_correction(workspace: Workspace, retriever: Retriever, request: FeedbackRequest, by: str) -> dict[str, Any]:
+def find_corrected(workspace: Workspace, trace_id: str) -> Trace:
+    """The trace that is corrected, of the workspace's tenant. Blocking. Raises Refused."""
+    found = workspace.store.trace(trace_id)
+    if found is None or found.tenant != workspace.config.tenant:
+        raise Refused(404, "trace_not_found", f"there is no trace {trace_id}", "trace_id")
+    return found
+
+
+def take_correction(workspace: Workspace, retriever: Retriever, corrected: Trace, request: FeedbackRequest, by: str) -> dict[str, Any]:
     """Keep the right answer to the question of a trace as an expert's; `by` is the key's name. Blocking. Raises Refused.
 
     The same correction twice is one trace. It goes into the training split, as an import of experts' answers would.
     """
     from rag.traces import UnsupportedAnswer, expert_trace, keep_trace
 
-    corrected = workspace.store.trace(request.trace_id)
-    if corrected is None or corrected.tenant != workspace.config.tenant:
-        raise Refused(404, "trace_not_found", f"there is no trace {request.trace_id}", "trace_id")
     answers = [request.answer] if request.answer and request.answer.strip() else None
     question = Question(id=corrected.id, question=corrected.question, answers=answers, has_answer_key=True, quotes=request.quotes, tenant=corrected.tenant)
     try:

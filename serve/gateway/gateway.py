@@ -16,7 +16,7 @@ from serve.gateway.agents import Agents, Wiring
 from serve.gateway.call import Call
 from serve.gateway.embedding import SharedEmbedder
 from serve.gateway.errors import Refused
-from serve.gateway.feedback import take_correction
+from serve.gateway.feedback import find_corrected, take_correction
 from serve.gateway.limits import FairGate
 from serve.gateway.names import AgentModel, Names
 from serve.gateway.observe import Metrics
@@ -137,9 +137,11 @@ class Gateway:
     async def correct(self, request: FeedbackRequest, call: Call, send: Send) -> None:
         """A person's correction."""
         call.require("feedback")
+        workspace = self.agents.workspace_of(call.tenant)
+        corrected = await asyncio.to_thread(find_corrected, workspace, request.trace_id)
         retriever = await self.agents.retriever(call.tenant)
         by = call.key.name if call.key else "local"
-        await send_json(await asyncio.to_thread(take_correction, self.agents.workspace_of(call.tenant), retriever, request, by), send)
+        await send_json(await asyncio.to_thread(take_correction, workspace, retriever, corrected, request, by), send)
 
     async def models(self, call: Call) -> dict[str, Any]:
         """Every model that the caller may name, in OpenAI's shape."""
