@@ -51,8 +51,10 @@ class Door:
             call.error = refused.reason
             await refused.response()(scope, receive, noted)
         except Exception as fault:
-            call.status, call.error = call.status or 500, "internal_error"
+            told, call.error = call.status != 0, "internal_error"
             self._log.write("fault", request_id=call.id, kind=type(fault).__name__, message=str(fault)[:1000])
+            if not told:
+                await Refused(500, "internal_error", "the gateway failed; its log says how").response()(scope, receive, noted)
         finally:
             if call.path not in OPEN or call.status != 200:
                 self._log.request(call)

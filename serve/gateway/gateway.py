@@ -66,7 +66,10 @@ class Gateway:
 
     async def find(self, name: str, call: Call) -> Model | AgentModel:
         """What answers under a name, if this caller may use it. Raises Refused."""
-        found = (await self.names.catalogue()).find(name, call.tenant)
+        try:
+            found = (await self.names.catalogue()).find(name, call.tenant)
+        except Refused:  # it may be there since
+            found = (await self.names.fresh()).find(name, call.tenant)
         call.require("rag" if isinstance(found, AgentModel) else "remotes" if found.name in self.workspace.config.remotes else "chat")
         call.model = found.name
         return found
@@ -89,10 +92,11 @@ class Gateway:
                 if request.stream:
                     trace = await rag.send_events(stream_answer(question, tools, talk), agent, request, describe, call, send)
                 else:
-                    trace = rag.require_answer(await answer_question(question, tools, conversation=talk))
-                    await send_json(rag.completion_json(trace, agent, describe(trace), call), send)
+                    trace = await answer_question(question, tools, conversation=talk)
         call.tokens = {name.removesuffix("_tokens"): count for name, count in rag.usage_of(trace).items() if name != "total_tokens"}
         self.metrics.count_answer(trace)
+        if not request.stream:
+            await send_json(rag.completion_json(rag.require_answer(trace), agent, describe(trace), call), send)
 
     async def chat(self, request: ChatRequest, call: Call, send: Send) -> None:
         """A chat completion by whatever its model's name means."""
@@ -145,14 +149,14 @@ class Gateway:
 
     async def models(self, call: Call) -> dict[str, Any]:
         """Every model that the caller may name, in OpenAI's shape."""
-        catalogue = await self.names.catalogue()
+        catalogue = await self.names.fresh()
         owner = "understudy"
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in catalogue.names(call.tenant, call.scopes)]
         return {"object": "list", "data": rows}
 
     async def is_ready(self) -> bool:
         """Whether the engine answers."""
-        return (await self.names.catalogue()).engine is not None
+        return (await self.names.fresh()).engine is not None
 
 
 async def send_json(value: dict[str, Any], send: Send) -> None:

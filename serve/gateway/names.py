@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
 
 FRESH_SECONDS = 1.0  # for which what is served is not looked up again
+STALE_SECONDS = 10.0  # after which nothing is answered from it
 LISTING_SECONDS = 5.0
 
 Listing = Mapping[str, tuple[str, str]]  # what the engine says it serves: name → (folder, base)
@@ -148,23 +150,36 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
 
 
 class Names:
-    """The catalogue in force, made anew at most once a second, in a thread."""
+    """The catalogue in force, made anew at most once a second, in a thread and with a look at the engine's own list."""
 
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession) -> None:
         self._workspace, self._http = workspace, http
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
         self._making = asyncio.Lock()
+        self._refreshing: asyncio.Task[Catalogue] | None = None
 
     async def catalogue(self) -> Catalogue:
+        """What can be named; where it is older than a second it is made anew behind, so that no request waits for a busy engine's list."""
+        if self._made is None or self._made[1] is not self.engine or self._age > STALE_SECONDS:
+            return await self.fresh()
+        if self._age > FRESH_SECONDS and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.ensure_future(self.fresh())
+        return self._made[2]
+
+    async def fresh(self) -> Catalogue:
         """What can be named now."""
         async with self._making:
-            if self._made is None or self._made[1] is not self.engine or time.monotonic() - self._made[0] > FRESH_SECONDS:
+            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
                 engine = self.engine
                 listing = await self._listing(engine) if engine else None
                 made = await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
                 self._made = (time.monotonic(), engine, made)
             return self._made[2]
+
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self._made[0] if self._made else math.inf
 
     async def _listing(self, engine: RunningEngine) -> Listing | None:
         """None where the engine does not answer."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.gateway.call import GONE, Call
 from serve.gateway.errors import Refused, broken_off, too_slow, unavailable
@@ -23,6 +23,7 @@ MAX_REPLY_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 2**16
 CONNECT_SECONDS = 5.0
 KEPT_SECONDS = 3.0  # an idle connection is kept; vLLM closes it after 5, and a request must not meet that
+CLIENT_SECONDS = 60.0  # a client that takes nothing for so long is given up
 OVERLAP = 64  # bytes kept of a chunk, in which the next may complete a mark
 FINISHED = re.compile(rb'"finish_reason":\s*"')  # inside a string it would be escaped
 DONE = re.compile(rb"^data: \[DONE\]", re.MULTILINE)
@@ -30,6 +31,10 @@ ERROR = re.compile(rb'^data: \{"error":', re.MULTILINE)
 PASSED_ON = (400, 404, 413, 422, 429)  # what a client can do something about
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 JSON = [(b"content-type", b"application/json")]
+
+
+class ClientGone(Exception):
+    """The client has left, or reads nothing any more."""
 
 
 class Live(Response):
@@ -40,15 +45,24 @@ class Live(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Produce; raises what the producing raises."""
-        work = asyncio.ensure_future(self._produce(send))
+
+        async def patient(message: Message) -> None:
+            try:
+                async with asyncio.timeout(CLIENT_SECONDS):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientGone from error
+
+        work = asyncio.ensure_future(self._produce(patient))
         leaving = asyncio.ensure_future(_has_left(receive))
         try:
             await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                await work
-            else:
-                call: Call = scope["state"]["call"]
-                call.status, call.error = GONE, "client_gone"
+            if not work.done():
+                raise ClientGone
+            await work
+        except ClientGone:
+            call: Call = scope["state"]["call"]
+            call.status, call.error = GONE, "client_gone"
         finally:
             leaving.cancel()
             work.cancel()

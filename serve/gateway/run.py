@@ -16,7 +16,7 @@ from serve.gateway.gateway import Gateway
 from serve.gateway.observe import Log, Metrics
 from serve.gateway.server import is_loopback, make_server
 from serve.supervise import Engine, died
-from understudy.errors import UnderstudyError
+from understudy.errors import EngineError, UnderstudyError
 from understudy.workspace import Workspace
 
 WATCH_SECONDS = 0.5
@@ -55,8 +55,8 @@ class Supervisor:
             gateway.metrics.engine_restarts.inc()
             try:
                 self.engine = await _in_daemon(self._start)
-            except UnderstudyError as error:
-                fault = error
+            except (UnderstudyError, OSError) as error:
+                fault = error if isinstance(error, UnderstudyError) else EngineError(f"the engine cannot be started: {error}")
                 continue
             self._log.write("engine_started", pid=self.engine.pid)
             return pause

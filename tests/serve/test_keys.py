@@ -160,6 +160,15 @@ def test_tls_needs_a_pair_that_fits(tmp_path: Path) -> None:
             tls_context(Gateway(tls_certificate=wrong[0], tls_key=wrong[1]))
 
 
+def test_a_damaged_key_file_lets_nobody_in(workspace: Workspace) -> None:
+    key = make(workspace)
+    with scripted() as endpoint:
+        keys_file(workspace).write_text("{")
+        answer = ask(workspace, engine_of(endpoint), key=key)
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+        assert endpoint.bodies == []
+
+
 def test_a_revoked_key_is_refused_at_once(workspace: Workspace) -> None:
     key = make(workspace)
     with scripted() as endpoint:
