@@ -80,7 +80,12 @@ class Gateway:
         if request.seed is not None and not is_remote and not self._takes_seeds:
             raise Refused(400, "unsupported_parameter", "this engine takes no `seed`", "seed")  # one ends vLLM 0.32's CPU engine
         async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
-            await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
+            try:
+                await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
+            except Refused as refused:
+                if refused.status == 503:
+                    self.names.expire()
+                raise
 
     async def ask_agent(self, agent: AgentModel, request: ChatRequest, call: Call, send: Send) -> None:
         """Answer from the documents, in the caller's turn."""

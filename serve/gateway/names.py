@@ -177,6 +177,10 @@ class Names:
                 self._made = (time.monotonic(), engine, made)
             return self._made[2]
 
+    def expire(self) -> None:
+        """Look anew before the next answer: a server could not be reached."""
+        self._made = None
+
     @property
     def _age(self) -> float:
         return time.monotonic() - self._made[0] if self._made else math.inf
