@@ -131,18 +131,24 @@ def test_when_the_client_leaves_the_model_is_stopped(client: openai.OpenAI, gate
     endpoint.gone.clear()
 
 
-def test_a_client_that_leaves_before_its_answer_stops_it_too(gateway: tuple[Socket, str], endpoint: Endpoint) -> None:
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_client_that_leaves_unanswered_or_reads_nothing_stops_its_request(
+    gateway: tuple[Socket, str], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr("serve.gateway.relay.CLIENT_SECONDS", 0.2)
     made, key = gateway
-    endpoint.faults = [endless]  # streams for ever, though nobody asked for a stream
+    endpoint.faults = [endless]
     endpoint.gone.clear()
-    body = json.dumps({"model": "base", "messages": TURNS}).encode()
+    body = json.dumps({"model": "base", "messages": TURNS, "stream": not leaves}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     asked = len(endpoint.bodies)
-    with socket.create_connection(("127.0.0.1", int(made.url.split(":")[2].split("/")[0]))) as raw:
+    with socket.create_connection(("127.0.0.1", made.server.config.port)) as raw:
         raw.sendall(head.encode() + body)
         assert wait_for(lambda: len(endpoint.bodies) > asked)
+        if not leaves:
+            assert wait_for(endpoint.gone.is_set)
     assert wait_for(endpoint.gone.is_set)
     assert wait_for(lambda: made.gateway.gate("engine").running == 0)
 
