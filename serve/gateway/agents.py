@@ -19,7 +19,7 @@ from serve.gateway.names import AgentModel
 from serve.gateway.relay import EVENTS
 from serve.gateway.requests import ChatRequest
 from understudy.client import Model
-from understudy.errors import NotFoundError, UnderstudyError
+from understudy.errors import NotFoundError
 from understudy.records import Trace
 from understudy.workspace import Workspace
 
@@ -216,8 +216,3 @@ async def send_events(
         await send({"type": "http.response.body", "body": b"data: " + json.dumps(usage).encode() + b"\n\n", "more_body": True})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
     return trace
-
-
-def refuse(error: UnderstudyError) -> Refused:
-    """An error of the corpus or the store as the client is told of it; the log holds the rest."""
-    return Refused(503, error.code, "the documents cannot be searched now")

@@ -40,7 +40,7 @@ POSTS: dict[str, tuple[type[BaseModel], Answer]] = {
 }
 
 
-def build_app(gateway: Gateway, log: Log, needs_key: bool = False) -> ASGIApp:
+def build_app(gateway: Gateway, needs_key: bool = False) -> ASGIApp:
     """The gateway as an ASGI application. `needs_key`: also while no key was made yet."""
     app = FastAPI(title="Understudy gateway", version="1", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
     _add_gets(app, gateway)
@@ -48,10 +48,10 @@ def build_app(gateway: Gateway, log: Log, needs_key: bool = False) -> ASGIApp:
         app.add_api_route(path, _post(gateway, model, answer), methods=["POST"], response_model=None, name=path, openapi_extra=_body_schema(model))
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_exception_handler(UnderstudyError, partial(_refuse_fault, log))
+    app.add_exception_handler(UnderstudyError, partial(_refuse_fault, gateway.log))
     app.add_exception_handler(Exception, _refuse_bug)
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    return Door(app, KeyRing(keys_file(gateway.workspace)), gateway.workspace.config.tenant, needs_key, log, gateway.metrics, routes)
+    return Door(app, KeyRing(keys_file(gateway.workspace)), gateway.workspace.config.tenant, needs_key, gateway.log, gateway.metrics, routes)
 
 
 def _add_gets(app: FastAPI, gateway: Gateway) -> None:

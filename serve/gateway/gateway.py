@@ -19,7 +19,7 @@ from serve.gateway.errors import Refused
 from serve.gateway.feedback import find_corrected, take_correction
 from serve.gateway.limits import FairGate
 from serve.gateway.names import AgentModel, Names
-from serve.gateway.observe import Metrics
+from serve.gateway.observe import Log, Metrics
 from serve.gateway.relay import Upstream, open_session
 from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
 from serve.gateway.responses import from_completion, stream_response
@@ -33,14 +33,14 @@ GPU_SEQS = 256  # what vLLM runs at once on a GPU unless told
 class Gateway:
     """Everything that requests share. Made inside a running event loop; `close` ends it."""
 
-    def __init__(self, workspace: Workspace, wiring: Wiring, metrics: Metrics, device: str) -> None:
-        self.workspace, self.metrics = workspace, metrics
+    def __init__(self, workspace: Workspace, wiring: Wiring, log: Log, device: str) -> None:
+        self.workspace, self.log, self.metrics = workspace, log, Metrics()
         self.settings = workspace.config.gateway
         self._takes_seeds = device != "cpu"
         self._at_once = self.settings.max_running or 2 * (workspace.config.serve.max_num_seqs or (CPU_SEQS if device == "cpu" else GPU_SEQS))
         self._session = open_session()
         self.upstream = Upstream(self._session, self.settings.request_seconds, self.settings.silence_seconds)
-        self.names = Names(workspace, self._session)
+        self.names = Names(workspace, self._session, log)
         self.embedder = SharedEmbedder(workspace)
         self.agents = Agents(workspace, wiring, self.embedder)
         self._gates: dict[str, FairGate] = {}

@@ -16,12 +16,13 @@ import aiohttp
 from pydantic import ValidationError
 
 from serve.gateway.errors import Refused, unavailable
+from serve.gateway.observe import Log
 from serve.prove import PROOF
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
 from understudy.client import Model, engine_model, remote_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
-from understudy.errors import NotFoundError, UnderstudyError
+from understudy.errors import AdapterError, NotFoundError, UnderstudyError
 from understudy.files import read_json
 from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
@@ -152,8 +153,8 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
 class Names:
     """The catalogue in force, made anew at most once a second, in a thread and with a look at the engine's own list."""
 
-    def __init__(self, workspace: Workspace, http: aiohttp.ClientSession) -> None:
-        self._workspace, self._http = workspace, http
+    def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
+        self._workspace, self._http, self._log = workspace, http, log
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
         self._making = asyncio.Lock()
@@ -173,7 +174,13 @@ class Names:
             if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
                 engine = self.engine
                 listing = await self._listing(engine) if engine else None
-                made = await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
+                try:
+                    made = await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
+                except AdapterError as error:
+                    if self._made is None or self._made[1] is not engine:
+                        raise
+                    self._log.write("fault", kind="AdapterError", message=error.message, remedy=error.remedy)
+                    made = self._made[2]  # a manifest that was broken since takes no other model's traffic away
                 self._made = (time.monotonic(), engine, made)
             return self._made[2]
 

@@ -110,25 +110,12 @@ class Upstream:
                 raise told from fault
             await _end_with(told, call, send)
 
-    async def read(self, model: Model, route: str, body: dict[str, Any], call: Call) -> dict[str, Any]:
-        """The reply as JSON. Raises Refused."""
-        try:
-            async with self._post(model, route, body) as reply:
-                if reply.status != 200:
-                    raise await refusal_of(reply, model)
-                content = await _read(reply, model)
-        except (aiohttp.ClientError, OSError, TimeoutError) as fault:
-            raise translate(fault, model, False) from fault
-        call.count_tokens(content)
-        payload: dict[str, Any] = json.loads(content)
-        return payload
-
     def _post(self, model: Model, route: str, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "understudy"}
         if model.api_key != NO_KEY:
             headers["Authorization"] = f"Bearer {model.api_key}"
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        return self._session.post(f"{model.base_url}{route}", data=content, headers=headers, timeout=self._timeout, allow_redirects=False)
+        return self._session.post(f"{model.base_url.rstrip('/')}{route}", data=content, headers=headers, timeout=self._timeout, allow_redirects=False)
 
 
 async def _relay_stream(reply: aiohttp.ClientResponse, model: Model, call: Call, send: Send) -> None:

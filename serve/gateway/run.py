@@ -13,7 +13,7 @@ import uvloop
 from serve.gateway.agents import Wiring
 from serve.gateway.app import build_app
 from serve.gateway.gateway import Gateway
-from serve.gateway.observe import Log, Metrics
+from serve.gateway.observe import Log
 from serve.gateway.server import is_loopback, make_server
 from serve.supervise import Engine, died
 from understudy.errors import EngineError, UnderstudyError
@@ -92,9 +92,9 @@ def run_gateway(workspace: Workspace, wiring: Wiring, supervisor: Supervisor, li
     """Serve on a listening socket, which is closed in the end, until SIGINT or SIGTERM; what runs then is given time to end."""
 
     async def serve() -> None:
-        gateway = Gateway(workspace, wiring, Metrics(), device)
+        gateway = Gateway(workspace, wiring, log, device)
         settings = workspace.config.gateway
-        server = make_server(build_app(gateway, log, needs_key=not is_loopback(settings.host)), settings)
+        server = make_server(build_app(gateway, needs_key=not is_loopback(settings.host)), settings)
         tasks = [asyncio.ensure_future(supervisor.watch(gateway)), asyncio.ensure_future(_warm_up(gateway, workspace.config.tenant))]
         try:
             await server.serve([listening])

@@ -17,8 +17,8 @@ import uvicorn
 from serve.gateway.agents import Wiring
 from serve.gateway.app import build_app
 from serve.gateway.gateway import Gateway
-from serve.gateway.observe import Log, Metrics
-from serve.gateway.server import make_server
+from serve.gateway.observe import Log
+from serve.gateway.server import make_server, url_of
 from serve.supervise import free_port
 from tests.scripted import Endpoint
 from understudy.commands.answers import answer_json
@@ -43,9 +43,9 @@ def engine_of(endpoint: Endpoint, **changes: Any) -> RunningEngine:
 async def opened(workspace: Workspace, engine: RunningEngine | None, needs_key: bool = False) -> AsyncIterator[tuple[httpx.AsyncClient, Gateway]]:
     """A client whose requests go straight into the application."""
     log = Log(workspace.logs / "gateway.jsonl")
-    gateway = Gateway(workspace, WIRING, Metrics(), "cpu")
+    gateway = Gateway(workspace, WIRING, log, "cpu")
     gateway.serve(engine)
-    transport = httpx.ASGITransport(build_app(gateway, log, needs_key))
+    transport = httpx.ASGITransport(build_app(gateway, needs_key))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
         yield client, gateway
     await gateway.close()
@@ -89,11 +89,11 @@ def on_socket(workspace: Workspace, engine: RunningEngine | None) -> Iterator[So
 
     async def serve() -> None:
         log = Log(workspace.logs / "gateway.jsonl")
-        gateway = Gateway(workspace, WIRING, Metrics(), "cpu")
+        gateway = Gateway(workspace, WIRING, log, "cpu")
         gateway.serve(engine)
-        server = make_server(build_app(gateway, log), settings)
+        server = make_server(build_app(gateway), settings)
         server.config.host, server.config.port = settings.host, settings.port
-        ready.append(Socket(f"http://127.0.0.1:{settings.port}/v1", gateway, server))
+        ready.append(Socket(url_of(settings), gateway, server))
         task = asyncio.ensure_future(server.serve())
         while not server.started and not task.done():
             await asyncio.sleep(0.005)

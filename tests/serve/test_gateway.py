@@ -257,6 +257,23 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
     assert [body["model"] for body in endpoint.bodies] == [right, right, right, newer]
 
 
+def test_a_manifest_that_breaks_takes_no_other_models_traffic_away(workspace: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.gateway.names.FRESH_SECONDS", 0.0)
+    right = register(workspace, "right", endpoint, {}, [])
+    broken = register(workspace, "broken", endpoint, {}, [])
+
+    async def use(client: httpx.AsyncClient) -> list[int]:
+        body = {"model": "right", "messages": TURNS}
+        before = await client.post("/v1/chat/completions", json=body)
+        (Path(endpoint.listed[broken][0]) / "manifest.json").write_text('{"name": "broken"}')
+        await client.get("/v1/models")
+        return [before.status_code, (await client.post("/v1/chat/completions", json=body)).status_code]
+
+    assert through(workspace, engine_of(endpoint), use) == [200, 200]
+    assert [body["model"] for body in endpoint.bodies] == [right, right]
+    assert "manifest.json" in (workspace.logs / "gateway.jsonl").read_text()
+
+
 def with_remote(workspace: Workspace, remote: Endpoint, **settings: Any) -> Workspace:
     from dataclasses import replace
 

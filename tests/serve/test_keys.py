@@ -13,11 +13,11 @@ import pytest
 
 from serve.gateway.errors import Refused
 from serve.gateway.limits import RateLimits
-from serve.gateway.server import listen, tls_context, url_of
+from serve.gateway.server import listen, tls_context
 from serve.keys import KeyRing, create_key, keys_file, read_keys, revoke_key
 from serve.supervise import free_port
 from tests.scripted import scripted
-from tests.serve.doors import TURNS, ask, engine_of, through
+from tests.serve.doors import TURNS, ask, engine_of, on_socket, through
 from understudy.cli import main
 from understudy.config import Gateway
 from understudy.errors import EngineError, NotFoundError, StorageError, UsageError
@@ -151,10 +151,15 @@ def test_with_a_key_it_listens_and_a_taken_port_is_named(workspace: Workspace) -
 
 def test_tls_needs_a_pair_that_fits(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    subject = ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject], check=True, capture_output=True)
-    assert isinstance(tls_context(Gateway(tls_certificate=str(certificate), tls_key=str(key))), ssl.SSLContext)
-    assert url_of(Gateway(tls_certificate=str(certificate), tls_key=str(key))) == "https://127.0.0.1:8400/v1"
+    made = create_workspace(str(tmp_path / "w"), f"gateway: {{tls_certificate: {certificate}, tls_key: {key}}}\n")
+    with on_socket(made, None) as gateway:
+        assert gateway.url.startswith("https://127.0.0.1:")
+        health = gateway.url.removesuffix("/v1") + "/health"
+        assert httpx.get(health, verify=ssl.create_default_context(cafile=str(certificate))).status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(health.replace("https", "http"))
     for wrong, error in (((str(certificate), ""), UsageError), ((str(certificate), "/none"), NotFoundError), ((str(key), str(key)), UsageError)):
         with pytest.raises(error):
             tls_context(Gateway(tls_certificate=wrong[0], tls_key=wrong[1]))
