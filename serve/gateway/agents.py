@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from serve.gateway.embedding import SharedEmbedder
 
 KEPT = 8  # tools that stay open while nobody uses them
+REOPENED_SECONDS = 300  # tools are put together anew, with what was calibrated since
 UNSUPPORTED = ("tools", "tool_choice", "response_format", "logprobs", "top_logprobs")
 SOURCES = "\n\n[1] “"  # begins the list of quotes below an answer
 WITHDRAWN = "\n\nThe text above was withdrawn. The answer is:\n\n"
@@ -80,7 +81,7 @@ class Agents:
         """What a run works with, for the block. Raises Refused."""
         async with self._opening:
             retriever = await self._retriever(tenant)
-            key = (tenant, model, mode, retriever.generation)
+            key = (tenant, model, mode, time.monotonic() // REOPENED_SECONDS, retriever.generation)
             opened = self._opened.pop(key, None)
             if opened is None:
                 opened = _Opened(await asyncio.to_thread(self.wiring.open_tools, self.workspace_of(tenant), model, retriever, mode))

@@ -24,11 +24,6 @@ from understudy.errors import EngineError, NotFoundError, StorageError, UsageErr
 from understudy.workspace import Workspace, create_workspace
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return create_workspace(str(tmp_path / "workspace"))
-
-
 def make(workspace: Workspace, name: str = "ada", tenant: str = "default", scopes: tuple[str, ...] = ("chat",), per_minute: int = 600, **more: Any) -> str:
     return create_key(workspace, name, tenant, list(scopes), per_minute, **more)[1]
 
