@@ -184,6 +184,10 @@ class Names:
                 self._made = (time.monotonic(), engine, made)
             return self._made[2]
 
+    async def answers(self) -> bool:
+        """Whether the engine answers at all."""
+        return self.engine is not None and await self._listing(self.engine) is not None
+
     def expire(self) -> None:
         """Look anew before the next answer: a server could not be reached."""
         self._made = None

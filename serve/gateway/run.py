@@ -1,4 +1,4 @@
-"""The engine and the gateway in front of it, for as long as they are wanted: an engine that ends is started again."""
+"""The engine and the gateway in front of it, for as long as they are wanted: an engine that ends or hangs is started again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from understudy.errors import EngineError, UnderstudyError
 from understudy.workspace import Workspace
 
 WATCH_SECONDS = 0.5
+CHECK_SECONDS, HUNG_SECONDS = 5.0, 120.0  # how often the engine is asked whether it is there, and how long it may not say so
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart, doubled each time
 STEADY_SECONDS = 300.0  # an engine that ran this long starts the pauses anew
 
 
 class Supervisor:
-    """Holds the engine, and starts another when it ends."""
+    """Holds the engine, and starts another when it ends or hangs."""
 
     def __init__(self, engine: Engine, start: Callable[[], Engine], log: Log, report: Callable[[str], None]) -> None:
         self.engine = engine
@@ -37,15 +38,26 @@ class Supervisor:
         while True:
             gateway.serve(self.engine.running)
             began = loop.time()
-            while self.engine.poll() is None:
-                await asyncio.sleep(WATCH_SECONDS)
+            fault = await self._end(gateway)
             gateway.serve(None)
             pause = FIRST_PAUSE if loop.time() - began > STEADY_SECONDS else pause
-            pause = await self._restart(gateway, pause)
+            pause = await self._restart(gateway, fault, pause)
 
-    async def _restart(self, gateway: Gateway, pause: float) -> float:
+    async def _end(self, gateway: Gateway) -> UnderstudyError:
+        """Wait until the engine ends or hangs; returns what happened to it."""
+        clock = asyncio.get_running_loop().time
+        answered = asked = clock()
+        while self.engine.poll() is None:
+            await asyncio.sleep(WATCH_SECONDS)
+            if clock() - asked > CHECK_SECONDS:
+                asked = clock()
+                answered = clock() if await gateway.names.answers() else answered
+                if clock() - answered > HUNG_SECONDS:
+                    return EngineError(f"the engine has not answered for {clock() - answered:.0f} s")
+        return died(self.engine)
+
+    async def _restart(self, gateway: Gateway, fault: UnderstudyError, pause: float) -> float:
         """Try until an engine is up; returns the pause before the next try."""
-        fault: UnderstudyError = died(self.engine)
         await asyncio.to_thread(self.engine.stop)
         while True:
             self._log.write("engine_ended", message=fault.message, retry_seconds=pause)

@@ -13,7 +13,9 @@ from tests.scripted import Endpoint, scripted, status
 from tests.serve.doors import BASE, TURNS, ask, engine_of, through
 from tests.serve.test_gateway import error_of
 from understudy.adapters import adapter_digest
+from understudy.commands.wiring import resolve
 from understudy.config import Endpoint as Remote
+from understudy.errors import UsageError
 from understudy.files import write_json
 from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
@@ -117,4 +119,6 @@ def test_offline_refuses_every_remote(workspace: Workspace, endpoint: Endpoint) 
     assert answer.status_code == 403 and error_of(answer)["code"] == "offline"
     models = through(made, engine_of(endpoint), lambda client: client.get("/v1/models"))
     assert "far" not in [row["id"] for row in models.json()["data"]]
+    with pytest.raises(UsageError, match="offline"):
+        resolve(made, "far", None)  # as every command that answers does
     assert endpoint.bodies == []

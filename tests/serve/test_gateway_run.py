@@ -27,8 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 ENGINE = UPSTREAM.replace("app.add_routes([", 'app.add_routes([web.get("/health", models), ')
 SERVE = """
 import sys
-import serve.engine
+import serve.engine, serve.gateway.names, serve.gateway.run
 from understudy.cli import main
+serve.gateway.names.LISTING_SECONDS = serve.gateway.run.CHECK_SECONDS = serve.gateway.run.HUNG_SECONDS = 1
 serve.engine.build_command = lambda spec: [sys.executable, "-c", sys.argv[2], str(spec.port), "20", "0.2"]
 sys.exit(main(["--workspace", sys.argv[1], "serve"]))
 """
@@ -99,6 +100,24 @@ def test_a_killed_engine_comes_back_and_sigterm_lets_what_runs_end(served: Runni
     assert not served.workspace.engine_file.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(again.pid, 0)
+
+
+def test_an_engine_that_hangs_is_ended_and_started_again(served: Running) -> None:
+    first = find_engine(served.workspace)
+    assert first is not None
+    [child] = [int(pid) for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
+    os.kill(child, signal.SIGSTOP)
+    ready = served.url.removesuffix("/v1") + "/ready"
+    deadline = time.monotonic() + 30
+    while httpx.get(ready, timeout=10).status_code != 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert httpx.post(f"{served.url}/chat/completions", json=BODY).status_code == 503
+    served.wait_until_ready()
+    again = find_engine(served.workspace)
+    assert again is not None and again.pid != first.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_a_second_server_is_refused_and_ctrl_c_ends_the_first(served: Running) -> None:

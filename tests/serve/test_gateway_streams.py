@@ -19,7 +19,7 @@ from serve.supervise import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-STREAMS, CHUNKS, PAUSE = 1000, 20, 0.5  # seconds between chunks
+STREAMS, CHUNKS, PAUSE = 1000, 12, 0.5  # seconds between chunks
 UPSTREAM = """
 import asyncio, json, sys
 from aiohttp import web
