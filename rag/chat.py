@@ -28,8 +28,12 @@ class Conversation:
     def remember(self, trace: Trace) -> None:
         """Add a finished turn; an incomplete one is forgotten."""
         if trace.complete:
-            self.turns.append((trace.question[:TURN_CHARACTERS], trace.answer[:TURN_CHARACTERS]))
-            del self.turns[:-TURNS]
+            self.add(trace.question, trace.answer)
+
+    def add(self, question: str, answer: str) -> None:
+        """Add a turn; of each only the beginning is kept, and of all the latest."""
+        self.turns.append((question[:TURN_CHARACTERS], answer[:TURN_CHARACTERS]))
+        del self.turns[:-TURNS]
 
     @property
     def digest(self) -> str:

@@ -46,6 +46,10 @@ class Embedder:
         self.window = int(self._model.get_max_seq_length() or 512)
         self._splitter = make_splitter(self.tokenizer_file, self.window - 2, 0)
 
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, uncut, with the two that the model adds."""
+        return [len(ids) for ids in self._model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+
     def encode(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [n, dim] of at least one text that fits the window (questions, windows of chunks); equal texts are embedded once."""
         distinct = list(dict.fromkeys(texts))

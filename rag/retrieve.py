@@ -178,12 +178,13 @@ def document_order(chunk: Chunk) -> tuple[str, str, int]:
     return (chunk.document, chunk.document_id, chunk.start)
 
 
-def open_retriever(workspace: Workspace) -> Retriever:
-    """The live corpus of the workspace's tenant. Raises NotFoundError while it is empty, StorageError where the index is damaged
-    or was made with another embedder or chunker than the configuration's."""
+def open_retriever(workspace: Workspace, embedder: Embedder | None = None) -> Retriever:
+    """The live corpus of the workspace's tenant, with an embedder that is loaded already or its own.
+
+    Raises NotFoundError while it is empty, StorageError where the index is damaged or was made with another embedder or chunker than the configuration's."""
     config = workspace.config
     index = _open_live(workspace)
-    embedder = open_embedder(workspace)
+    embedder = embedder or open_embedder(workspace)
     if index.embedder != embedder.fingerprint:
         raise StorageError("the index was made with another embedding model", "run `understudy index rebuild`: it re-embeds the corpus")
     if index.chunker != chunker_key(make_chunker(workspace, embedder), embedder):

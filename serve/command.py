@@ -6,46 +6,56 @@ import dataclasses
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from serve.engine import EngineSpec, load_adapter, plan_engine, served_models, start_engine
-from serve.supervise import Engine, died, free_port, require_free_port
+from serve.supervise import Engine, free_port, require_free_port
 from understudy.adapters import is_served, manifests
 from understudy.engines import RunningEngine, find_engine
 from understudy.errors import EngineError
 from understudy.files import locked
 from understudy.workspace import Workspace
 
-WATCH_SECONDS = 0.5
+if TYPE_CHECKING:
+    from serve.gateway.agents import Wiring
 
 
 class _Terminated(BaseException):
     """SIGTERM arrived; not an Exception, so that nothing on the way swallows it."""
 
 
-def run_serve(workspace: Workspace) -> None:
-    """Serve in the foreground until Ctrl-C or SIGTERM, which end it in order.
+def run_serve(workspace: Workspace, wiring: Wiring) -> None:
+    """Serve in the foreground until Ctrl-C or SIGTERM, which end it in order: the engine, and the gateway in front of it.
 
-    Raises EngineError when the engine cannot start, when one already runs for this workspace, or when it dies.
+    An engine that ends later is started again. Raises EngineError when it cannot start at first or one already runs for this
+    workspace, or when the gateway's port is taken; UsageError where the gateway would be open to a network without a key.
     """
-    spec = plan_engine(workspace)
+    from serve.gateway.observe import Log
+    from serve.gateway.run import Supervisor, run_gateway
+    from serve.gateway.server import listen
+
+    spec, listening = plan_engine(workspace), listen(workspace)
     for manifest, _ in manifests(workspace):
         if not is_served(manifest.method):
             _say(f"not served: {manifest.served_name}, trained by {manifest.method}; vLLM serves LoRA adapters only")
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    supervisor = None
     try:
-        with _start(workspace, spec) as engine:
-            _say(_welcome(engine))
-            while engine.poll() is None:
-                time.sleep(WATCH_SECONDS)
-            raise died(engine)
+        log = Log(workspace.logs / "gateway.jsonl")
+        supervisor = Supervisor(_start(workspace, spec), lambda: _start(workspace, plan_engine(workspace)), log, _say)
+        _say(_welcome(workspace, _announced(supervisor.engine)))
+        run_gateway(workspace, wiring, supervisor, listening, spec.device, log)
+        _say("stopped")
     except (KeyboardInterrupt, _Terminated):
         _say("stopped")
     finally:
+        listening.close()
+        if supervisor is not None:
+            supervisor.engine.stop()
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -111,12 +121,13 @@ def _announced(engine: Engine) -> RunningEngine:
     return engine.running
 
 
-def _welcome(engine: Engine) -> str:
-    running = _announced(engine)
-    newest = running.models[-1]
-    question = json.dumps({"model": newest, "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32})
-    lines = [f"serving at {running.url}", *(f"  {name}" for name in running.models)]
-    return "\n".join([*lines, f"try: curl -s {running.url}/chat/completions -H 'Content-Type: application/json' -d '{question}'", "Ctrl-C stops it"])
+def _welcome(workspace: Workspace, running: RunningEngine) -> str:
+    from serve.gateway.server import url_of
+
+    url = url_of(workspace.config.gateway)
+    question = json.dumps({"model": "rag", "messages": [{"role": "user", "content": "Who signs the acceptance report?"}]})
+    lines = [f"serving at {url}; the engine behind it, at {running.url}, has loaded", *(f"  {name}" for name in running.models)]
+    return "\n".join([*lines, f"try: curl -s {url}/chat/completions -H 'Content-Type: application/json' -d '{question}'", "Ctrl-C stops it"])
 
 
 def _raise_terminated(_number: int, _frame: FrameType | None) -> None:

@@ -22,6 +22,7 @@ from understudy.files import read_json, write_json, write_text
 from understudy.models import CARD, model_path, weights_digest
 from understudy.workspace import Workspace
 
+LOOPBACK = "127.0.0.1"  # where the engine listens, and nowhere else
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 DEFAULT_RANK = 16  # where no adapter says otherwise, so that one can still be loaded at run time
 MAX_LOGPROBS = 20
@@ -59,9 +60,8 @@ class EngineSpec:
 
     @property
     def url(self) -> str:
-        """The OpenAI-compatible base URL; an engine that listens everywhere is reached over loopback."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
+        """The OpenAI-compatible base URL."""
+        return f"http://{self.host}:{self.port}/v1"
 
 
 def build_command(spec: EngineSpec) -> list[str]:
@@ -94,7 +94,7 @@ def build_command(spec: EngineSpec) -> list[str]:
 def build_environment(spec: EngineSpec) -> dict[str, str]:
     """What the engine's environment has beside ours: no network, no telemetry, adapters at run time, every core."""
     environment = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",  # safe because the engine listens on loopback, behind the gateway's allowed routes
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",  # safe because the engine listens on loopback only, and clients go through the gateway
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -146,7 +146,7 @@ def plan_engine(workspace: Workspace, port: int | None = None) -> EngineSpec:
     path, base, digest = served_base(workspace)
     adapters = registered_adapters(workspace, digest)
     rank = settings.max_lora_rank or max([DEFAULT_RANK, *(adapter.rank for adapter in adapters)])
-    return EngineSpec(path, base, digest, adapters, settings, settings.host, port or settings.port, find_device(), rank)
+    return EngineSpec(path, base, digest, adapters, settings, LOOPBACK, port or settings.port, find_device(), rank)
 
 
 def with_closed_template(spec: EngineSpec, file: Path) -> EngineSpec:

@@ -30,6 +30,7 @@ class Endpoint:
         self.prompt_tokens = 10
         self.refuses_logprobs = False
         self.faults: list[Fault] = []
+        self.listed: dict[str, tuple[str, str]] = {}  # what GET /models says: name → (root, parent)
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[Message] = []
@@ -61,9 +62,12 @@ def scripted(name: str = "base", api_key: str = "none") -> Iterator[Endpoint]:
 class Handler(BaseHTTPRequestHandler):
     endpoint: Endpoint
 
+    def do_GET(self) -> None:
+        self.send(200, {"data": [{"id": name, "root": root, "parent": parent} for name, (root, parent) in self.endpoint.listed.items()]})
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][-1]["content"]
+        prompt = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])
         step = step_of(prompt)
         self.endpoint.asked.append(step)
         self.endpoint.bodies.append(body)
@@ -85,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
         else:
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": self.logprobs(text, body)}
+            written = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+            choice = {"index": 0, **written, "finish_reason": finish, "logprobs": self.logprobs(text, body)}
             self.send(200, {"object": "chat.completion", "choices": [choice], "usage": usage})
 
     def logprobs(self, text: str, body: dict[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rag.embed import Embedder, Precision
-from rag.eval.stats import paired_bootstrap
+from rag.eval.resampling import paired_bootstrap
 from rag.generations import live_generation
 from rag.index import open_index
 from rag.ranking import fuse

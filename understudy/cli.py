@@ -234,7 +234,26 @@ COMMANDS = [
             arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
         ],
     ),
-    Command("serve", "run vLLM with the base and every registered adapter", "serving:serve"),
+    Command("serve", "run vLLM with the base and every registered adapter, and the gateway in front of it", "serving:serve"),
+    Command(
+        "keys create",
+        "make a key to the gateway; it is shown once",
+        "access:keys_create",
+        [
+            arg("name", help="whose it is: a person, a team, a program"),
+            arg("--tenant", help="whose documents, traces and adapters it reaches; default: the workspace's tenant"),
+            arg(
+                "--scope",
+                action="append",
+                metavar="SCOPE",
+                help="chat, rag, embeddings, feedback (all four are the default), remotes, metrics; may be repeated",
+            ),
+            arg("--requests-per-minute", type=int, default=600, metavar="N", help="default: 600"),
+            arg("--days", type=float, metavar="N", help="how long it is valid; default: until it is revoked"),
+        ],
+    ),
+    Command("keys ls", "the keys to the gateway, without the keys themselves", "access:keys_ls"),
+    Command("keys revoke", "end a key; running gateways refuse it from the next request on", "access:keys_revoke", [arg("key", help="its name or id")]),
     Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
     Command(
         "calibrate",

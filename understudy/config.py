@@ -103,10 +103,9 @@ class Endpoint(Section):
 
 
 class Serve(Section):
-    """The vLLM engine."""
+    """The vLLM engine. It listens on loopback only: who can reach it can load adapters into it."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; loopback unless told")
-    port: int = Field(8300, ge=1, le=65535, description="port to listen on")
+    port: int = Field(8300, ge=1, le=65535, description="the engine's port on loopback; clients go to gateway.port")
     dtype: str = Field("bfloat16", description="dtype of the weights in the engine")
     max_model_len: int = Field(2048, ge=128, description="longest prompt plus completion, in tokens")
     max_num_seqs: int | None = Field(None, ge=1, description="sequences run at once; unset: 16 on a CPU, the choice of vLLM on a GPU")
@@ -131,6 +130,25 @@ class Gate(Section):
         if (self.min_gain is None) == (self.max_loss is None):
             raise ValueError("a gate has either min_gain or max_loss")
         return self
+
+
+class Gateway(Section):
+    """The door that clients go to."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; one beyond loopback needs a key (`understudy keys create`)")
+    port: int = Field(8400, ge=1, le=65535, description="port to listen on")
+    tls_certificate: str = Field("", description="PEM file with the certificate chain; empty: plain HTTP")
+    tls_key: str = Field("", description="PEM file with its private key")
+    max_body_mib: float = Field(2, gt=0, description="largest request")
+    max_connections: int = Field(4096, ge=1, description="open connections; more are answered 503")
+    max_running: int | None = Field(
+        None, ge=1, description="requests at a model server at once, the others wait, fairly between tenants; unset: twice what the engine runs at once"
+    )
+    max_waiting: int = Field(256, ge=0, description="requests of one tenant that wait; more are answered 429")
+    wait_seconds: float = Field(60, gt=0, description="how long a request waits for its turn before it is answered 429")
+    request_seconds: float = Field(600, gt=0, description="time limit of a reply, first byte to last")
+    silence_seconds: float = Field(120, gt=0, description="how long a model server may send nothing")
+    drain_seconds: int = Field(20, ge=0, description="how long running requests may take to end when the gateway stops")
 
 
 class Evaluate(Section):
@@ -184,6 +202,7 @@ class Config(Section):
         description="where records live: sqlite:///PATH inside the workspace, mongodb://HOST/DATABASE, or env:NAME, a variable that holds the URL",
     )
     tenant: str = Field("default", description="whose documents and traces commands work on")
+    offline: bool = Field(False, description="refuse every remote, whatever asks for it")
     recipe: str = Field("default", description="the training recipe `train` takes when none is named")
     models: Models = Models()
     ingest: Ingest = Ingest()
@@ -191,6 +210,7 @@ class Config(Section):
     agent: Agent = Agent()
     cache: Cache = Cache()
     serve: Serve = Serve()
+    gateway: Gateway = Gateway()
     evaluate: Evaluate = Evaluate()
     redaction: Redaction = Redaction()
     telemetry: Telemetry = Telemetry()

@@ -186,7 +186,7 @@ def test_an_engine_that_cannot_start_says_why(served: Served, tmp_path: Path) ->
 
 
 def test_ctrl_c_ends_a_start_cleanly(served: Served, tmp_path: Path) -> None:
-    other = create_workspace(str(tmp_path / "other"), f"serve: {{port: {free_port('127.0.0.1')}}}\n")
+    other = create_workspace(str(tmp_path / "other"), f"serve: {{port: {free_port('127.0.0.1')}}}\ngateway: {{port: {free_port('127.0.0.1')}}}\n")
     other.models.symlink_to(served.workspace.models)
     process = subprocess.Popen([sys.executable, "-c", SERVE, str(other.root)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

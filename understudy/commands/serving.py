@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from understudy.adapters import find_adapter, require_served
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import calibration_folder, resolve, resolve_name, tools_for
+from understudy.commands.wiring import answering_tools, calibration_folder, resolve, resolve_name, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
@@ -17,15 +17,14 @@ from understudy.progress import show_progress
 from understudy.records import Question
 from understudy.workspace import Workspace
 
-if TYPE_CHECKING:
-    pass
-
 
 def serve(args: Namespace) -> Outcome:
     """Serve until interrupted."""
     from serve.command import run_serve
+    from serve.gateway.agents import Wiring
+    from understudy.commands.answers import answer_json
 
-    run_serve(workspace_of(args))
+    run_serve(workspace_of(args), Wiring(partial(answering_tools, may_cache=True), answer_json))
     return Outcome({})
 
 

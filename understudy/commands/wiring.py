@@ -10,7 +10,7 @@ from understudy.adapters import find_adapter, is_served, manifests, require_serv
 from understudy.client import Model, ModelClient, engine_model, remote_model
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
-from understudy.errors import NotFoundError
+from understudy.errors import NotFoundError, UsageError
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,10 +38,17 @@ def resolve_name(workspace: Workspace, name: str) -> str:
 def resolve(workspace: Workspace, name: str, engine: RunningEngine | None) -> Model:
     """A model by name: a configured remote, or what the engine serves. Raises NotFoundError."""
     if name in workspace.config.remotes:
-        return remote_model(name, workspace.config.remotes[name])
+        return remote_of(workspace, name)
     if engine is None:
         raise NotFoundError(f"no engine is running to serve {name}", "run `understudy serve`")
     return engine_model(engine, resolve_name(workspace, name))
+
+
+def remote_of(workspace: Workspace, name: str) -> Model:
+    """A configured remote. Raises NotFoundError without its key, UsageError where the workspace is offline."""
+    if workspace.config.offline:
+        raise UsageError(f"{name} is a remote, and this workspace is offline", "name a model that is served here, or set offline: false")
+    return remote_model(name, workspace.config.remotes[name])
 
 
 def calibration_folder(workspace: Workspace, name: str) -> Path:
@@ -80,7 +87,7 @@ def answering_tools(workspace: Workspace, model: Model, retriever: Retriever, mo
     if name and name != model.name:
         if name not in workspace.config.remotes:
             raise NotFoundError(f"agent.escalate_to = {name} is no configured remote", "name one of `remotes` in understudy.yaml, or unset it")
-        remote = remote_model(name, workspace.config.remotes[name])
+        remote = remote_of(workspace, name)
         teacher = Teacher(ModelClient(remote), read_calibration(calibration_folder(workspace, name)))
     settings = settings.model_copy(update={"mode": mode or settings.mode})
     cached = cached_answers(workspace, model.name, retriever, settings.mode) if may_cache and workspace.config.cache.enabled else None

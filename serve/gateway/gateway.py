@@ -1,0 +1,171 @@
+"""What requests share, and how each kind is answered: by a model's server, in its caller's turn, or by the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Message, Send
+
+from rag.answering import answer_question, stream_answer
+from serve.engine import CPU_SEQS
+from serve.gateway import agents as rag
+from serve.gateway.agents import Agents, Wiring
+from serve.gateway.call import Call
+from serve.gateway.embedding import SharedEmbedder
+from serve.gateway.errors import Refused
+from serve.gateway.feedback import find_corrected, take_correction
+from serve.gateway.limits import FairGate
+from serve.gateway.names import AgentModel, Names
+from serve.gateway.observe import Log, Metrics
+from serve.gateway.relay import Upstream, open_session
+from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
+from serve.gateway.responses import from_completion, stream_response
+from understudy.client import Model
+from understudy.engines import RunningEngine
+from understudy.workspace import Workspace
+
+GPU_SEQS = 256  # what vLLM runs at once on a GPU unless told
+
+
+class Gateway:
+    """Everything that requests share. Made inside a running event loop; `close` ends it."""
+
+    def __init__(self, workspace: Workspace, wiring: Wiring, log: Log, device: str) -> None:
+        self.workspace, self.log, self.metrics = workspace, log, Metrics()
+        self.settings = workspace.config.gateway
+        self._takes_seeds = device != "cpu"
+        self._at_once = self.settings.max_running or 2 * (workspace.config.serve.max_num_seqs or (CPU_SEQS if device == "cpu" else GPU_SEQS))
+        self._session = open_session()
+        self.upstream = Upstream(self._session, self.settings.request_seconds, self.settings.silence_seconds)
+        self.names = Names(workspace, self._session, log)
+        self.embedder = SharedEmbedder(workspace)
+        self.agents = Agents(workspace, wiring, self.embedder)
+        self._gates: dict[str, FairGate] = {}
+
+    def gate(self, server: str) -> FairGate:
+        """The queue before a model server: `engine`, `embedder`, or a remote's name."""
+        if server not in self._gates:
+            at_once = 1 if server == "embedder" else self._at_once
+            made = self._gates[server] = FairGate(at_once, self.settings.max_waiting, self.settings.wait_seconds)
+            self.metrics.running.labels(server).set_function(lambda: made.running)
+            self.metrics.waiting.labels(server).set_function(lambda: made.waiting)
+        return self._gates[server]
+
+    def serve(self, engine: RunningEngine | None) -> None:
+        """Send requests to this engine from now on; None while there is none."""
+        self.names.engine = engine
+        self.metrics.engine_up.set(engine is not None)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.agents.close()
+        await self._session.close()
+
+    async def find(self, name: str, call: Call) -> Model | AgentModel:
+        """What answers under a name, if this caller may use it. Raises Refused."""
+        try:
+            found = (await self.names.catalogue()).find(name, call.tenant)
+        except Refused:  # it may be there since
+            found = (await self.names.fresh()).find(name, call.tenant)
+        call.require("rag" if isinstance(found, AgentModel) else "remotes" if found.name in self.workspace.config.remotes else "chat")
+        call.model = found.name
+        return found
+
+    async def ask_model(self, model: Model, route: str, request: Sampling, call: Call, send: Send) -> None:
+        """Relay a request to the server of a model, in its turn."""
+        is_remote = model.name in self.workspace.config.remotes
+        if request.seed is not None and not is_remote and not self._takes_seeds:
+            raise Refused(400, "unsupported_parameter", "this engine takes no `seed`", "seed")  # one ends vLLM 0.32's CPU engine
+        async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
+            try:
+                await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
+            except Refused as refused:
+                if refused.status == 503:
+                    self.names.expire()
+                raise
+
+    async def ask_agent(self, agent: AgentModel, request: ChatRequest, call: Call, send: Send) -> None:
+        """Answer from the documents, in the caller's turn."""
+        question, talk = rag.read_question(request)
+        describe = self.agents.wiring.describe
+        async with self.gate("engine").slot(call.tenant):
+            model = (await self.names.catalogue()).answering(call.tenant)
+            async with self.agents.tools(call.tenant, model, agent.mode) as tools:
+                if request.stream:
+                    trace = await rag.send_events(stream_answer(question, tools, talk), agent, request, describe, call, send)
+                else:
+                    trace = await answer_question(question, tools, conversation=talk)
+        call.tokens = {name.removesuffix("_tokens"): count for name, count in rag.usage_of(trace).items() if name != "total_tokens"}
+        self.metrics.count_answer(trace)
+        if not request.stream:
+            await send_json(rag.completion_json(rag.require_answer(trace), agent, describe(trace), call), send)
+
+    async def chat(self, request: ChatRequest, call: Call, send: Send) -> None:
+        """A chat completion by whatever its model's name means."""
+        found = await self.find(request.model, call)
+        if isinstance(found, AgentModel):
+            await self.ask_agent(found, request, call, send)
+        else:
+            await self.ask_model(found, "/chat/completions", request, call, send)
+
+    async def complete(self, request: CompletionRequest, call: Call, send: Send) -> None:
+        """A plain completion."""
+        found = await self.find(request.model, call)
+        if isinstance(found, AgentModel):
+            raise Refused(400, "unsupported_model", f"{found.name} answers chat completions only", "model")
+        await self.ask_model(found, "/completions", request, call, send)
+
+    async def respond(self, request: ResponseRequest, call: Call, send: Send) -> None:
+        """A response, made of a chat completion."""
+        chat = request.as_chat()
+        if request.stream:
+            await stream_response(request, call, send, lambda taken: self.chat(chat, call, taken))
+            return
+        parts: list[bytes] = []
+
+        async def gather(message: Message) -> None:
+            parts.append(message.get("body", b""))
+
+        await self.chat(chat, call, gather)
+        await send_json(from_completion(request, call, json.loads(b"".join(parts))), send)
+
+    async def embed(self, request: EmbeddingRequest, call: Call, send: Send) -> None:
+        """Vectors of texts."""
+        call.require("embeddings")
+        if request.model != self.workspace.config.models.embedder:
+            raise Refused(404, "model_not_found", f"the model `{request.model[:100]}` does not exist or gives no embeddings", "model")
+        call.model = request.model
+        async with self.gate("embedder").slot(call.tenant):
+            made = await self.embedder.embed(request)
+        call.tokens = {"prompt": made["usage"]["prompt_tokens"]}
+        await send_json(made, send)
+
+    async def correct(self, request: FeedbackRequest, call: Call, send: Send) -> None:
+        """A person's correction."""
+        call.require("feedback")
+        workspace = self.agents.workspace_of(call.tenant)
+        corrected = await asyncio.to_thread(find_corrected, workspace, request.trace_id)
+        retriever = await self.agents.retriever(call.tenant)
+        by = call.key.name if call.key else "local"
+        await send_json(await asyncio.to_thread(take_correction, workspace, retriever, corrected, request, by), send)
+
+    async def models(self, call: Call) -> dict[str, Any]:
+        """Every model that the caller may name, in OpenAI's shape."""
+        catalogue = await self.names.fresh()
+        owner = "understudy"
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in catalogue.names(call.tenant, call.scopes)]
+        return {"object": "list", "data": rows}
+
+    async def is_ready(self) -> bool:
+        """Whether the engine answers."""
+        return (await self.names.fresh()).engine is not None
+
+
+async def send_json(value: dict[str, Any], send: Send) -> None:
+    """Answer 200 with JSON."""
+    content = JSONResponse(value)
+    await send({"type": "http.response.start", "status": 200, "headers": content.raw_headers})
+    await send({"type": "http.response.body", "body": content.body})

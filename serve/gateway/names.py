@@ -1,0 +1,230 @@
+"""What a request may call a model, and what answers under that name. Names resolve to digests; only proven adapters take traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+from pydantic import ValidationError
+
+from serve.gateway.errors import Refused, unavailable
+from serve.gateway.observe import Log
+from serve.prove import PROOF
+from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
+from understudy.client import Model, engine_model, remote_model
+from understudy.config import Config
+from understudy.engines import RunningEngine
+from understudy.errors import AdapterError, NotFoundError, UnderstudyError
+from understudy.files import read_json
+from understudy.records import AdapterManifest
+from understudy.workspace import Workspace
+
+FRESH_SECONDS = 1.0  # for which what is served is not looked up again
+STALE_SECONDS = 10.0  # after which nothing is answered from it
+LISTING_SECONDS = 5.0
+
+Listing = Mapping[str, tuple[str, str]]  # what the engine says it serves: name → (folder, base)
+
+
+@dataclass(frozen=True)
+class AgentModel:
+    """The agent as a model: `rag`, or `rag:fast`, which writes while it thinks."""
+
+    name: Literal["rag", "rag:fast"]
+
+    @property
+    def mode(self) -> Literal["agentic", "fast"]:
+        """The agent's mode."""
+        return "fast" if self.name == "rag:fast" else "agentic"
+
+
+AGENTS = {"rag": AgentModel("rag"), "rag:fast": AgentModel("rag:fast")}
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """A registered adapter of this base, and why it takes no traffic, where it does not."""
+
+    manifest: AdapterManifest
+    model: Model | None
+    fault: str = ""
+
+    def is_for(self, tenant: str) -> bool:
+        """Whether a tenant may name it: it learnt from that tenant's answers, or from nobody's."""
+        return not self.manifest.tenants or tenant in self.manifest.tenants
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What can be named at one moment."""
+
+    engine: RunningEngine | None
+    adapters: list[ServedAdapter]  # oldest first
+    config: Config
+
+    def find(self, name: str, tenant: str) -> Model | AgentModel:
+        """The model behind a name: base (or its id), name@digest, an adapter's name for its newest proven one, rag, rag:fast, a remote.
+
+        The one place where names get their meaning: a release's alias will be looked up here too. Raises Refused.
+        """
+        if name in AGENTS:
+            return AGENTS[name]
+        if name in self.config.remotes:
+            return self._remote(name)
+        ours = self.config.models.base if self.engine is None else self.engine.base
+        if name in ("base", ours):
+            if self.engine is None:
+                raise unavailable("the engine")
+            return engine_model(self.engine, "base")
+        wanted, _, digest = name.partition("@")
+        known = [each for each in self.adapters if each.is_for(tenant) and each.manifest.name == wanted and each.manifest.digest.startswith(digest)]
+        if found := next((each.model for each in reversed(known) if each.model), None):
+            return found
+        if known and self.engine is None:
+            raise unavailable("the engine")
+        why = f": {known[-1].fault}" if known else ""
+        raise Refused(404, "model_not_found", f"the model `{name[:100]}` does not exist or may not be used{why}", "model")
+
+    def answering(self, tenant: str) -> Model:
+        """The model that the agent asks for a tenant: the newest adapter that may take its traffic, else the base. Raises Refused."""
+        newest = next((each.model for each in reversed(self.adapters) if each.model and each.is_for(tenant)), None)
+        found = newest or self.find("base", tenant)
+        assert isinstance(found, Model)
+        return found
+
+    def names(self, tenant: str, scopes: frozenset[str]) -> list[str]:
+        """Every name that this tenant may use within these scopes."""
+        found = []
+        if "chat" in scopes and self.engine:
+            found = ["base", *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
+        if "rag" in scopes:
+            found += AGENTS
+        if "embeddings" in scopes:
+            found.append(self.config.models.embedder)
+        if "remotes" in scopes and not self.config.offline:
+            found += self.config.remotes
+        return found
+
+    def _remote(self, name: str) -> Model:
+        if self.config.offline:
+            raise Refused(403, "offline", f"{name} is a remote, and this workspace is offline", "model")
+        try:
+            return remote_model(name, self.config.remotes[name])
+        except NotFoundError as error:
+            raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
+
+
+def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing) -> Catalogue:
+    """What the engine serves of the registry, each adapter with what keeps it from traffic."""
+    adapters = []
+    for manifest, folder in manifests(workspace) if engine else []:
+        if engine is None or manifest.served_base_digest != engine.base_digest:
+            continue
+        fault = find_fault(manifest, folder, engine, listing)
+        model = None if fault else Model(manifest.served_name, manifest.served_name, engine.url, has_adapter=True)
+        adapters.append(ServedAdapter(manifest, model, fault))
+    return Catalogue(engine, adapters, workspace.config)
+
+
+def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, listing: Listing) -> str:
+    """What keeps an adapter from traffic; empty where nothing does."""
+    name = manifest.served_name
+    if name not in listing:
+        return "the engine has not loaded it; restart `understudy serve`"
+    root, parent = listing[name]
+    if Path(root).resolve() != folder.resolve() or parent != engine.base:
+        return "the engine loaded something else under its name; restart `understudy serve`"
+    if not _is_intact(folder, _stamp(folder)):
+        return "its files are not those of its digest"
+    proof = _read_proof(folder)
+    if proof.get("digest") != manifest.digest or proof.get("engine", {}).get("base_digest") != engine.base_digest:
+        return f"it is not proven; run `understudy prove {name}`"
+    return "" if proof.get("passed") is True else "its proof failed"
+
+
+class Names:
+    """The catalogue in force, made anew at most once a second, in a thread and with a look at the engine's own list."""
+
+    def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
+        self._workspace, self._http, self._log = workspace, http, log
+        self.engine: RunningEngine | None = None  # set by what starts and restarts it
+        self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
+        self._making = asyncio.Lock()
+        self._refreshing: asyncio.Task[Catalogue] | None = None
+
+    async def catalogue(self) -> Catalogue:
+        """What can be named; where it is older than a second it is made anew behind, so that no request waits for a busy engine's list."""
+        if self._made is None or self._made[1] is not self.engine or self._age > STALE_SECONDS:
+            return await self.fresh()
+        if self._age > FRESH_SECONDS and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.ensure_future(self.fresh())
+        return self._made[2]
+
+    async def fresh(self) -> Catalogue:
+        """What can be named now."""
+        async with self._making:
+            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
+                engine = self.engine
+                listing = await self._listing(engine) if engine else None
+                try:
+                    made = await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
+                except AdapterError as error:
+                    if self._made is None or self._made[1] is not engine:
+                        raise
+                    self._log.write("fault", kind="AdapterError", message=error.message, remedy=error.remedy)
+                    made = self._made[2]  # a manifest that was broken since takes no other model's traffic away
+                self._made = (time.monotonic(), engine, made)
+            return self._made[2]
+
+    async def answers(self) -> bool:
+        """Whether the engine answers at all."""
+        return self.engine is not None and await self._listing(self.engine) is not None
+
+    def expire(self) -> None:
+        """Look anew before the next answer: a server could not be reached."""
+        self._made = None
+
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self._made[0] if self._made else math.inf
+
+    async def _listing(self, engine: RunningEngine) -> Listing | None:
+        """None where the engine does not answer."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
+            async with self._http.get(f"{engine.url}/models", timeout=timeout, allow_redirects=False) as reply:
+                rows: list[dict[str, Any]] = (await reply.json(content_type=None))["data"]
+                return {row["id"]: (row.get("root") or "", row.get("parent") or "") for row in rows}
+        except (aiohttp.ClientError, OSError, TimeoutError, KeyError, TypeError, ValueError):
+            return None
+
+
+def _read_proof(folder: Path) -> dict[str, Any]:
+    try:
+        proof = read_json(folder / PROOF)
+    except UnderstudyError:
+        return {}
+    return proof if isinstance(proof, dict) else {}
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Changes when one of the adapter's files does."""
+    return tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in (WEIGHTS, CONFIG, "manifest.json"))
+
+
+@lru_cache(maxsize=1024)
+def _is_intact(folder: Path, _stamp: tuple[int, ...]) -> bool:
+    """Whether the files are those of the digest; read once until they change."""
+    try:
+        verify_adapter(folder)
+    except (UnderstudyError, ValidationError, OSError):
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""What a name means at the gateway: adapters once they are proven, remotes with their keys, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.scripted import Endpoint, scripted, status
+from tests.serve.doors import BASE, TURNS, ask, engine_of, through
+from tests.serve.test_gateway import error_of
+from understudy.adapters import adapter_digest
+from understudy.commands.wiring import resolve
+from understudy.config import Endpoint as Remote
+from understudy.errors import UsageError
+from understudy.files import write_json
+from understudy.records import AdapterManifest
+from understudy.workspace import Workspace
+
+
+def register(workspace: Workspace, name: str, endpoint: Endpoint, proof: dict[str, Any] | None, tenants: list[str], created_at: float = 1.0) -> str:
+    """An adapter that the scripted server lists; returns its served name."""
+    scratch = workspace.root / "scratch"
+    scratch.mkdir()
+    (scratch / "adapter_model.safetensors").write_bytes(name.encode())
+    (scratch / "adapter_config.json").write_text("{}")
+    digest = adapter_digest(scratch, "d" * 64)
+    folder = workspace.adapters / name / digest
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch.rename(folder)
+    manifest = AdapterManifest(
+        name=name, digest=digest, base=BASE, base_digest="b", served_base_digest="d" * 64, quantisation="nf4", tokenizer_digest="", chat_template_digest="",
+        prompt_version="", dataset_digest="", recipe={}, seed=0, rank=8, alpha=16, targets=[], packages={}, metrics={}, tenants=tenants, group_ids=[],
+        question_digests=[], created_at=created_at,
+    )  # fmt: skip
+    write_json(folder / "manifest.json", manifest.model_dump())
+    if proof is not None:
+        write_json(folder / "proof.json", {"digest": digest, "passed": True, "engine": {"base_digest": "d" * 64}, **proof})
+    endpoint.listed[manifest.served_name] = (str(folder), BASE)
+    return manifest.served_name
+
+
+def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: Endpoint) -> None:
+    engine = engine_of(endpoint)
+    right = register(workspace, "right", endpoint, {}, ["default"])
+    newer = register(workspace, "newer", endpoint, {}, [], created_at=2.0)
+    wrong = {
+        register(workspace, "unproven", endpoint, None, []): "not proven",
+        register(workspace, "failed", endpoint, {"passed": False}, []): "failed",
+        register(workspace, "undecided", endpoint, {"passed": None}, []): "failed",
+        register(workspace, "elsewhere", endpoint, {"engine": {"base_digest": "e"}}, []): "not proven",
+        register(workspace, "borrowed", endpoint, {"digest": "f" * 64}, []): "not proven",
+        register(workspace, "stale", endpoint, {}, []): "something else",
+        register(workspace, "absent", endpoint, {}, []): "not loaded",
+        register(workspace, "tampered", endpoint, {}, []): "files are not those",
+        register(workspace, "foreign", endpoint, {}, ["other"]): "may not be used",
+    }
+    named = {name.partition("@")[0]: name for name in wrong}
+    endpoint.listed[named["stale"]] = (endpoint.listed[right][0], BASE)
+    del endpoint.listed[named["absent"]]
+    (Path(endpoint.listed[named["tampered"]][0]) / "adapter_model.safetensors").write_bytes(b"flipped")
+
+    async def send_all(client: httpx.AsyncClient) -> dict[str, httpx.Response]:
+        names = [right, "right", right[: len("right@") + 4], "newer", *wrong]
+        answers = {name: await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS}) for name in names}
+        return {**answers, "models": await client.get("/v1/models")}
+
+    answers = through(workspace, engine, send_all)
+    assert [row["id"] for row in answers["models"].json()["data"]] == ["base", right, newer, "rag", "rag:fast", "all-minilm-l6-v2"]
+    for name, why in wrong.items():
+        assert answers[name].status_code == 404 and why in answers[name].json()["error"]["message"], name
+        assert name in error_of(answers[name])["message"]
+    assert "other" not in answers[named["foreign"]].text
+    assert [body["model"] for body in endpoint.bodies] == [right, right, right, newer]
+
+
+def test_a_manifest_that_breaks_takes_no_other_models_traffic_away(workspace: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.gateway.names.FRESH_SECONDS", 0.0)
+    right = register(workspace, "right", endpoint, {}, [])
+    broken = register(workspace, "broken", endpoint, {}, [])
+
+    async def use(client: httpx.AsyncClient) -> list[int]:
+        body = {"model": "right", "messages": TURNS}
+        before = await client.post("/v1/chat/completions", json=body)
+        (Path(endpoint.listed[broken][0]) / "manifest.json").write_text('{"name": "broken"}')
+        await client.get("/v1/models")
+        return [before.status_code, (await client.post("/v1/chat/completions", json=body)).status_code]
+
+    assert through(workspace, engine_of(endpoint), use) == [200, 200]
+    assert [body["model"] for body in endpoint.bodies] == [right, right]
+    assert "manifest.json" in (workspace.logs / "gateway.jsonl").read_text()
+
+
+def with_remote(workspace: Workspace, remote: Endpoint, **settings: Any) -> Workspace:
+    remotes = {"far": Remote(base_url=remote.model.base_url, model="far-model", api_key_env="TEST_FAR_KEY")}
+    return replace(workspace, config=workspace.config.model_copy(update={"remotes": remotes, **settings}))
+
+
+def test_a_remote_is_asked_with_its_own_key_and_never_shows_it(workspace: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_FAR_KEY", "sk-secret")
+    with scripted() as far:
+        far.faults = [status(400, "key sk-secret is odd"), status(401, "bad key sk-secret")]
+        made = with_remote(workspace, far)
+        answers = [ask(made, engine_of(endpoint), model="far", seed=1) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [400, 502, 200]
+        assert far.keys == ["Bearer sk-secret"] * 3 and far.bodies[0]["model"] == "far-model"
+        assert "sk-secret" not in "".join(answer.text for answer in answers) + (workspace.logs / "gateway.jsonl").read_text()
+        monkeypatch.delenv("TEST_FAR_KEY")
+        assert error_of(ask(made, engine_of(endpoint), model="far"))["code"] == "remote_without_key"
+    assert endpoint.bodies == []
+
+
+def test_offline_refuses_every_remote(workspace: Workspace, endpoint: Endpoint) -> None:
+    made = with_remote(workspace, endpoint, offline=True)
+    answer = ask(made, engine_of(endpoint), model="far")
+    assert answer.status_code == 403 and error_of(answer)["code"] == "offline"
+    models = through(made, engine_of(endpoint), lambda client: client.get("/v1/models"))
+    assert "far" not in [row["id"] for row in models.json()["data"]]
+    with pytest.raises(UsageError, match="offline"):
+        resolve(made, "far", None)  # as every command that answers does
+    assert endpoint.bodies == []
