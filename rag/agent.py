@@ -251,7 +251,7 @@ def _shown(run: Run) -> Callable[[Completion], None] | None:
 
     def show(written: Completion) -> None:
         nonlocal will_abstain
-        if will_abstain is None and (written.tokens or not run.client.gives_logprobs):
+        if will_abstain is None and prompts.strip_thinking(written.text):
             will_abstain = _will_abstain(run, written)
         if will_abstain is False:
             run.writer.feed(written.text)

@@ -81,13 +81,14 @@ class Calibration(BaseModel):
 
 def signals_of(question: str, passages: list[Passage], answer: Answer, verbatim: float, written: Completion, verdict: float | None) -> dict[str, float]:
     """The signals of one answer; `verbatim` is the share of its quotes that stand in the passages shown."""
+    quoted, said, *sentences = overlaps(question, [" ".join(answer.quotes), " ".join([*answer.quotes, answer.text]), *sentences_of(passages)])
     return {
         **first_signals(question, passages, written),
         "verdict": 0.5 if verdict is None else verdict,
         "answer_logprob": written.mean_logprob or 0.0,
         "verbatim": verbatim,
-        "said_overlap": overlap(question, [*answer.quotes, answer.text]),
-        "quote_lead": overlap(question, answer.quotes) - max((overlap(question, [sentence]) for sentence in sentences_of(passages)), default=0.0),
+        "said_overlap": said,
+        "quote_lead": quoted - max(sentences, default=0.0),
         "from_best": share_from_best(answer.quotes, passages),
     }
 
@@ -96,7 +97,7 @@ def first_signals(question: str, passages: list[Passage], written: Completion) -
     """The signals that are known once the first token is written."""
     return {
         "answer_odds": answer_odds(written),
-        "passage_overlap": overlap(question, [passage.chunk.text for passage in passages]),
+        "passage_overlap": overlaps(question, [" ".join(passage.chunk.text for passage in passages)])[0],
         "lexical": max((passage.scores.lexical or 0.0 for passage in passages), default=0.0),
         "dense": max((passage.scores.dense or 0.0 for passage in passages), default=0.0),
     }
@@ -113,10 +114,10 @@ def answer_odds(written: Completion) -> float:
     return math.log(answers / abstains)
 
 
-def overlap(question: str, texts: list[str]) -> float:
-    """Share in [0, 1] of the question's stems, stop words apart, that stand in the texts."""
+def overlaps(question: str, texts: list[str]) -> list[float]:
+    """Of each text, the share in [0, 1] of the question's stems, stop words apart, that stand in it."""
     asked, *said = (set(stems) for stems in tokenize([question, *texts]))
-    return len(asked & set().union(*said)) / len(asked) if asked else 0.0
+    return [len(asked & stems) / len(asked) if asked else 0.0 for stems in said]
 
 
 def sentences_of(passages: list[Passage]) -> list[str]:

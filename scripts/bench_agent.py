@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,10 @@ def summary(
     found = compute_statistics(scored, [question.id for question in questions])
     quality = {}
     for name, of_variant in scored.items():
-        quality[name] = {metric: vars(found.intervals[name][metric]) for metric in QUALITY}
+        quality[name] = {metric: asdict(found.intervals[name][metric]) for metric in QUALITY}
         quality[name]["calls"] = statistics.mean(sum(step.name != "retrieve" for step in trace.steps) for trace in traces[name])
         quality[name]["right"] = sum(row["is_right"] or 0.0 for row in of_variant)
-    against = [vars(c) for c in found.comparisons if c.metric in QUALITY]
+    against = [asdict(c) for c in found.comparisons if c.metric in QUALITY]
     return {"model": model, "policy": calibration.policy.model_dump(), "lines": lines, "quality": quality, "against the peer": against}
 
 
