@@ -181,7 +181,8 @@ class Run:
         best, tools = self.best, self.tools
         is_teachers = bool(tools.teacher and best and best.model == tools.teacher.client.model.name)
         cut_off = [self.pending.model_copy(update={"error": error, "seconds": time.time() - self.pending.started_at})] if self.pending and error else []
-        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "error": error}
+        is_low = bool(best and best.score < tools.settings.escalate_below)
+        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "low_score": "true" if is_low else "", "error": error}
         return Trace(
             id=uuid.uuid4().hex,
             tenant=tools.retriever.tenant,

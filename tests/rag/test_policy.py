@@ -17,7 +17,10 @@ from tests.scripted import Endpoint
 GAINS = st.lists(st.floats(-1, 1), min_size=FEWEST, max_size=60)
 SCORES = st.lists(st.integers(0, 10).map(lambda tenth: tenth / 10), min_size=60, max_size=60)
 LONG = "Quote: The kiln in the east shed is fired on Tuesdays at seven.\nAnswer: On Tuesdays at seven."
-TEXTS = ["A sign stands at each entrance, at least three metres before\nthe camera. Another day begins.", "The camera. A sign stands at each entrance, at least"]
+TEXTS = [
+    "A sign stands at each entrance, at least three metres before\nthe camera. Another day begins.",
+    "The camera. A sign stands at each entrance, at least",
+]
 
 
 @settings(max_examples=25, deadline=None)
@@ -35,7 +38,7 @@ def test_one_lucky_question_is_no_reason_for_a_step_and_few_questions_leave_noth
     lucky = [1.0] + [0.0] * (FEWEST - 1)
     assert not is_worth_taking(lucky)
     assert worth_going_on_below([0.1] * FEWEST, lucky) == 0
-    assert is_worth_taking([1.0, 1.0] + lucky)
+    assert is_worth_taking([1.0, 1.0, *lucky])
     assert is_worth_taking([-1.0] * (FEWEST - 1))
     assert worth_going_on_below([0.1] * (FEWEST - 1), [-1.0] * (FEWEST - 1)) == 1
 
@@ -57,7 +60,11 @@ def test_a_quote_is_completed_where_its_whole_words_stand_in_one_place(beginning
     assert complete_quote(beginning, [*TEXTS, "A sign stands at each entrance, in front of the camera."]) in (None, quote)
 
 
-@given(words=st.lists(st.sampled_from("kiln is fired on Tuesdays. The barn, green Moss".split()), min_size=8, max_size=40), start=st.integers(0, 9), count=st.integers(1, 9))
+@given(
+    words=st.lists(st.sampled_from(["kiln", "is", "fired", "on", "Tuesdays.", "The", "barn,", "green", "Moss"]), min_size=8, max_size=40),
+    start=st.integers(0, 9),
+    count=st.integers(1, 9),
+)
 def test_a_completed_quote_is_verbatim_and_begins_as_written(words: list[str], start: int, count: int) -> None:
     text, beginning = " ".join(words), " ".join(words[start : start + count])
     quote = complete_quote(beginning + " x", [text])
