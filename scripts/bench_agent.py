@@ -51,7 +51,7 @@ QUALITY = (
     "cached_tokens",
     "completion_tokens",
 )
-WARM_UP = 2  # questions of the fitting half, not measured
+WARM_UP = 1  # questions of the fitting half, not measured
 AT_ONCE = 8
 PEER = "notebook-style"
 
