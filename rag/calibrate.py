@@ -28,6 +28,8 @@ from understudy.progress import Progress
 from understudy.records import Chunk, Question, Trace
 
 FOLDS = 5
+WITHOUT_PLAN = Policy(plans_first=False)
+WITH_COPIED_QUOTES = Policy(plans_first=False, completes_quotes=True)
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,13 @@ async def calibrate(
             traces = [await asyncio.gather(*(ask(question, way) for question in keyed)) for way in ways]
     whole = [place for place, of_question in enumerate(zip(*traces, strict=True)) if all(trace.complete for trace in of_question)]
     if not whole:
-        raise EndpointError("no calibration question was answered", traces[0][0].metadata.get("error", "see the engine's log") if keyed else "give answers")
+        why = next((trace.metadata["error"] for trace in traces[0] if "error" in trace.metadata), "give the questions their answers")
+        raise EndpointError("no calibration question was answered", why)
     chunks = tools.retriever.chunks
     attempts = {way: [attempts_of(of_way[place], keyed[place], chunks) for place in whole] for way, of_way in zip(ways, traces, strict=True)}
     calibration = fit_calibration(key, tools.client.model.name, attempts)
     write_calibration(folder, calibration)
     return calibration_json(calibration)
-
-
-WITHOUT_PLAN = Policy(plans_first=False)
-WITH_COPIED_QUOTES = Policy(plans_first=False, completes_quotes=True)
 
 
 def _tools_for(tools: Tools, way: Policy) -> Tools:
