@@ -138,4 +138,4 @@ def _log_odds(probability: float) -> float:
 
 
 # Fitted on samples/cache-pairs/calibration.jsonl with all-MiniLM-L6-v2 (`scripts/bench cache` fits it again).
-DEFAULT = Parameters(weights=(-3.14, -4.85, -1.67, 0.0), bias=8.46, entry_sd=0.5, pairs=213)
+DEFAULT = Parameters(weights=(-2.96, -4.96, -1.43, 0.0), bias=7.90, entry_sd=0.5, pairs=196)

@@ -15,7 +15,7 @@ def words(text: str) -> frozenset[str]:
 _ASKS = {  # what is asked for: ways to say it
     "FREQUENCY": r"how (often|frequently|regularly|many times)|(at )?what intervals?",
     "COUNT": r"how many|what( is| are)?( the)? number of",
-    "AGE": r"how old|((from|at|until|by|of) )?what( is the)?( minimum)? age( of| for)?",
+    "AGE": r"how old|((from|at|of) )?what( is the)?( minimum)? age( of| for)?",
     "DURATION": r"(for )?how (long|much time)|what( is)?( the)? (duration|length)( of| for)?",
     "WEIGHT": r"how heavy|what( is)?( the)? weight( of| for)?",
     "TEMPERATURE": r"how (hot|warm)|(at |to )?what( is)?( the)?( \w+)? temperature( of| for)?",
@@ -30,7 +30,7 @@ _ASKS = {  # what is asked for: ways to say it
 }
 _SOON = r"how (soon|quickly)|within what time|how (long|far|much time)(?= (before|after|ahead|until))"
 _WHEN = (
-    r"(on|by|until|till|up to|at|in)? ?what (time|date|days?|hour|moment)( of (the )?(day|year))?"
+    r"(on|by|at|in)? ?what (time|date|days?|hour|moment)( of (the )?(day|year))?"
     r"|what is the (right |best |latest |due )?(time|date)( of| for)?"
 )
 
@@ -44,6 +44,16 @@ REWRITES: list[tuple[str, str]] = [
     (r"(?<=\d),(?=\d{3}\b)", ""),
     (r"(?<=\d)\s*%", " percent"),
     (r"\bwhich\b", "what"),
+    (r"\b(till|up to|up until)\b", "until"),
+    (r"\b(from|since) what (year|month|week|day|date|version)\b", r"since what \2"),
+    (r"\bwho (is|was) it (that|who)\b", "who"),
+    (r"\b(is it so|is it true|is it the case) that\b", ""),
+    (r"\bis it (?!possible|necessary|allowed|permitted)((?:\w+ ){1,6}?)(who|that)\b", r"does \1"),
+    (r"\bwas it (?!possible|necessary|allowed|permitted)((?:\w+ ){1,6}?)(who|that)\b", r"did \1"),
+    (r"(?<=\w) that (is|are|was|were|has been|have been) (?=\w+(ed|en|own|ld|nd|nt|pt|ft|aid|ost)\b)", " "),
+    (r"\bwho (does|do|did|will do) the (\w+(ing|ion|ment|al))( of)?\b", r"who \2"),
+    (r"\b(included|contained) in\b", r"\1 by"),
+    (r"\bwhom\b", "who"),
     (r"\b(forbidden|prohibited|banned)\b", "not allowed"),
     (r"\b(all right|alright|okay)\b", "allowed"),
     (r"\b(need not|(do|does|did|is|are) not (need|have|required|necessary)( to)?)\b", "not MUST"),
@@ -63,12 +73,13 @@ REWRITES: list[tuple[str, str]] = [
     (r"\bin what (way|manner)\b|\bwhat (is|are) the (steps|procedure|process|way)( to| for| of)?\b|\bgo about\b", "how"),
     (r"\bwhat( is the)? (place|location)( of)?\b", "where"),
     (rf"\b(from|since) (when|{_WHEN})\b", "when since"),
-    (rf"\b({_WHEN}|by when|until when|till when|{_SOON})\b", "when"),
+    (rf"\b({_WHEN}|by when|{_SOON})\b", "when"),
     (r"\bhow (early|late)\b", r"when \1"),
     *((rf"\b({pattern})", f"what {concept} ") for concept, pattern in _ASKS.items()),
     (r"\bhow (much|high)\b", "what"),
-    (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free)( for \w+)?( to)?\b", r"MAY \2"),
-    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary|to be)\b( to)?", r"MUST \2"),
+    (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free(?= to))( for(?= (\w+ ){1,6}to\b))?( to)?\b", r"MAY \2"),
+    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary)\b( to)?", r"MUST \2"),
+    (r"\b(am|is|are|was|were) ((?:\w+ ){0,4}?)to be\b", r"MUST \2 be"),
     (r"\b(has|have|had) ((?:\w+ ){0,4}?)to\b", r"MUST \2"),
 ]
 
@@ -81,6 +92,7 @@ _MARKERS = {
         "after": "after following afterwards once later",
         "during": "during while throughout",
         "since": "since",
+        "until": "until",
     },
     "modality": {
         "may": "may can could might MAY",
@@ -119,20 +131,28 @@ DATES = words(
 )
 
 _COUNTED = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"""
-NUMBERS = {word: str(value) for value, word in enumerate(_COUNTED.split()) if word != "one"} | {  # "one" is a pronoun more often
-    "thirty": "30",
-    "forty": "40",
-    "fifty": "50",
-    "sixty": "60",
-    "hundred": "100",
-    "thousand": "1000",
-    "half": "0.5",
-    "dozen": "12",
-    "second": "2",
-    "third": "3",
-    "fourth": "4",
-    "fifth": "5",
-}
+NUMBERS = (
+    {word: str(value) for value, word in enumerate(_COUNTED.split()) if word != "one"}
+    | {  # "one" is a pronoun more often
+        "thirty": "30",
+        "forty": "40",
+        "fifty": "50",
+        "sixty": "60",
+        "hundred": "100",
+        "thousand": "1000",
+        "half": "0.5",
+        "dozen": "12",
+        "twice": "2",
+        "second": "2",
+        "third": "3",
+        "fifth": "5",
+        "eighth": "8",
+        "ninth": "9",
+        "twelfth": "12",
+        "twentieth": "20",
+    }
+    | {f"{word}th": str(value) for value, word in enumerate(_COUNTED.split()) if value not in (0, 1, 2, 3, 5, 8, 9, 12, 20)}
+)
 
 # Words on a line, and lines that share a word, are one concept: synonyms, and forms that a stemmer does not join.
 CONCEPTS = """
