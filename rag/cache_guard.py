@@ -130,6 +130,8 @@ def _different_facts(a: Reading, b: Reading) -> list[str]:
         found.append(f"question: {a.kind} / {b.kind}")
     elif (asks_a := _asked(a)) and (asks_b := _asked(b)) and asks_a != asks_b:
         found.append(f"question: {' '.join(sorted(asks_a))} / {' '.join(sorted(asks_b))}")
+    elif ("COUNT" in a.words) != ("COUNT" in b.words):
+        found.append("question: how many / which")
     if a.negated != b.negated:
         found.append("negation")
     elif a.negated and a.all_denied != b.all_denied:
@@ -149,7 +151,8 @@ def _different_markers(a: Reading, b: Reading) -> list[str]:
     found = []
     for name in MARKERS:
         left, right = a.markers[name], b.markers[name]
-        if not (left <= right or right <= left) or (left ^ right) & _DECISIVE:
+        is_duty_asked = "must" in left ^ right and a.kind == "polar"  # whether one must is not whether one does
+        if not (left <= right or right <= left) or (left ^ right) & _DECISIVE or is_duty_asked:
             found.append(f"{name}: {_listed(left - right)} / {_listed(right - left)}")
     return found
 
@@ -240,7 +243,7 @@ _PAST, _PRESENT = words("did was were"), words("do does is are am will")
 _CONDITIONS = words("when if while once unless because whenever where")
 _ALL_NOT = re.compile(r"\b(all|every|each|everyone|everybody|everything)\b.* not\b")
 _OUTWARDS = re.compile(r"\b(i|we) (\w+ ){1,3}you\b")
-_DECISIVE = words("before after since until all only some first last more less off")  # matter even where the other question is silent
+_DECISIVE = words("before after since until else all only some first last more less off")  # matter even where the other question is silent
 _CONCEPTS = _joined(CONCEPTS)
 _ASKED = frozenset(_CONCEPTS[word] for word in _CONCEPTS if word.isupper())
 _OPPOSITES = frozenset(frozenset(_STEMMER.stemWord(word) for word in pair.split()) for pair in OPPOSITES.replace("\n", " ").split(", "))

@@ -32,12 +32,12 @@ _PARTICIPLE = re.compile(
     r"rung|left|felt|dealt|built|lent|sent|spent|bent|told|sold|held|met|set|put|cut|shut|hit|let|made|read|led|fed|bred|shed|spread|split|cast|done|"
     r"gone|seen|won|spun|lost|shot|hurt|struck|stuck|dug|run|begun|drunk|sunk|swum|born|worn|torn|sworn|hidden|ridden|bidden|beaten|eaten|heard|laid"
 )
-_OPPOSITE_WAYS = [{"to", "from"}, {"into", "from"}, {"for", "from"}, {"towards", "from"}, {"with", "against"}, {"with", "without"}, {"for", "against"},
-                  {"by", "to"}, {"by", "for"}, {"by", "without"}, {"before", "after"}, {"over", "under"}, {"inside", "outside"}]  # fmt: skip
+_OPPOSITE_WAYS = [{"to", "from"}, {"to", "of"}, {"into", "from"}, {"for", "from"}, {"towards", "from"}, {"with", "against"}, {"with", "without"},
+                  {"for", "against"}, {"by", "to"}, {"by", "for"}, {"by", "without"}, {"before", "after"}, {"over", "under"}, {"inside", "outside"}]  # fmt: skip
 _TIMES = words("before after during until")
 _HANGING = words("with without from")  # phrases that say which one is meant of what stands before them
 _COMPOUNDING = words("of for in on at")
-_PARTICLES = words("out up off down back away")
+_PARTICLES = words("out up off down back away home")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Wording:
     governed: dict[str, str]  # the preposition of each concept, or ""
     hosts: dict[str, str]  # the content word before the phrase that holds a concept
     nouns: frozenset[str]
+    phrased: frozenset[str]  # the first two words of each phrase: a noun, or what describes it
     verbs: frozenset[str]  # of passives
     participles: frozenset[str]
     moving: frozenset[str]  # adverbs and particles
@@ -88,6 +89,7 @@ def wording_of(clauses: tuple[Clause, ...]) -> Wording:
         governed={token.concept: token.preposition for token in content},
         hosts=_hosts(clauses),
         nouns=frozenset(token.concept for token in content if token.is_noun),
+        phrased=frozenset(token.concept for clause in clauses for before, token in pairwise((Token(""), *clause)) if token.is_noun or before.is_noun),
         verbs=frozenset(part.tokens[verb].concept for clause in parts for part in clause for verb in part.passives),
         participles=frozenset(token.concept for clause in clauses for place, token in enumerate(clause) if _is_participle(clause, place)),
         moving=frozenset(token.concept for token in content if token.word in _PARTICLES or _is_adverb(token.word)),
@@ -148,10 +150,12 @@ def _different_hosts(a: Wording, b: Wording, shared: set[str]) -> list[str]:
 
 def _orders(wording: Wording, nouns: frozenset[str], concepts: set[str], may_turn: bool) -> set[tuple[str, ...]]:
     """The orders that the concepts may be said to stand in: every reading of every clause, the clauses as they are, or the first one last."""
-    orders, readings = set(), []
-    for clause in wording.parts:
-        readings.append([[c for part in chosen for c in part if c in concepts] for chosen in product(*(_active(part, nouns) for part in clause))])
-    for clauses in product(*readings):
+
+    def readings(clause: tuple[Part, ...]) -> list[list[str]]:
+        return [[c for part in chosen for c in part if c in concepts] for chosen in product(*(_active(part, nouns) for part in clause))]
+
+    orders = set()
+    for clauses in product(*map(readings, wording.parts)):
         for order in (clauses, (*clauses[1:], *clauses[:1]) if may_turn else clauses):
             orders.add(tuple(dict.fromkeys(concept for clause in order for concept in clause)))
     return orders
@@ -295,7 +299,7 @@ def _hosts(question: tuple[Clause, ...]) -> dict[str, str]:
 def _compounded(a: Wording, b: Wording, verbs: frozenset[str]) -> set[str]:
     """What a says of a noun in a phrase and b in front of it: the tour of the hall, the hall tour."""
     found = set()
-    for concept in (c for c, way in a.governed.items() if way in _COMPOUNDING and a.hosts.get(c) and b.governed.get(c) not in (None, way)):
+    for concept in (c for c, way in a.governed.items() if c in a.phrased and way in _COMPOUNDING and a.hosts.get(c) and b.governed.get(c) not in (None, way)):
         for clause in b.clauses:
             for place in (place for place, token in enumerate(clause) if token.concept == concept):
                 run = next((end for end in range(place, len(clause)) if not clause[end].concept), len(clause))

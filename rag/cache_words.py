@@ -18,7 +18,7 @@ _ASKS = {  # what is asked for: ways to say it
     "AGE": r"how old|((from|at|of) )?what( is the)?( minimum)? age( of| for)?",
     "DURATION": r"(for )?how (long|much time)|what( is)?( the)? (duration|length)( of| for)?",
     "WEIGHT": r"how heavy|what( is)?( the)? weight( of| for)?",
-    "TEMPERATURE": r"how (hot|warm)|(at |to )?what( is)?( the)?( \w+)? temperature( of| for)?",
+    "TEMPERATURE": r"how (hot|warm)|(at |to )?what( is)?( the)? temperature( of| for)?",
     "SIZE": r"how (big|large)|what( is)?( the)? size( of| for)?",
     "STEEPNESS": r"how steep|what( is)?( the)? (gradient|slope)( of| for)?",
     "THICKNESS": r"how thick|what( is)?( the)? thickness( of| for)?",
@@ -26,6 +26,7 @@ _ASKS = {  # what is asked for: ways to say it
     "SPEED": r"how fast|what( is)?( the)? speed( of| for)?",
     "COST": r"how expensive|how much (is|are|would)(?! .*\b(left|required|needed|allowed)\b)|how much (?=.*\b(costs?|pay|charged?)\b)"
     r"|what( is| was| are)?( the| your)? (price|costs?|charge|fee)( of| for| on)?|what (?=(do|does|did|would|will) .*\b(costs?|pay|charge)\b)",
+    "AMOUNT": r"how much|what( is)?( the)? (amount|quantity)( of| for)?",
     "HAPPENS": r"what (happens|will happen|follows|now)( once)?|what are the consequences( of)?|what if",
 }
 _SOON = r"how (soon|quickly)|within what time|how (long|far|much time)(?= (before|after|ahead|until))"
@@ -40,7 +41,7 @@ REWRITES: list[tuple[str, str]] = [
     (r"\bcan't\b|\bcannot\b", "can not"),
     (r"\bwon't\b", "will not"),
     (r"n't\b", " not"),
-    (r"'(re|ve|ll|d|m|s)\b|(?<=s)'(?=\s|$)", " "),
+    (r"'(re|ve|ll|d|m|s)\b|(?<=s)'(?=\s|$)", ""),
     (r"(?<=\d),(?=\d{3}\b)", ""),
     (r"(?<=\d)\s*%", " percent"),
     (r"\bwhich\b", "what"),
@@ -75,8 +76,9 @@ REWRITES: list[tuple[str, str]] = [
     (rf"\b(from|since) (when|{_WHEN})\b", "when since"),
     (rf"\b({_WHEN}|by when|{_SOON})\b", "when"),
     (r"\bhow (early|late)\b", r"when \1"),
+    (r"\bwhat( is)?( the)? (\w+) temperature\b( of| for)?", r"what TEMPERATURE \3"),
     *((rf"\b({pattern})", f"what {concept} ") for concept, pattern in _ASKS.items()),
-    (r"\bhow (much|high)\b", "what"),
+    (r"\bhow high\b", "what"),
     (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free(?= to))( for(?= (\w+ ){1,6}to\b))?( to)?\b", r"MAY \2"),
     (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary)\b( to)?", r"MUST \2"),
     (r"\b(am|is|are|was|were) ((?:\w+ ){0,4}?)to be\b", r"MUST \2 be"),
@@ -104,6 +106,7 @@ _MARKERS = {
         "some": "some several certain sometimes partly",
         "first": "first initial",
         "last": "last final",
+        "else": "else",
     },
     "switch": {"off": "off"},
     "degree": {
@@ -182,6 +185,7 @@ long length duration last DURATION
 often frequent frequently frequency regularly FREQUENCY
 age old AGE
 number count COUNT
+amount quantity AMOUNT
 happen consequence HAPPENS
 forbid prohibit ban
 include contain comprise
@@ -269,16 +273,18 @@ export, buy sell, lend borrow, give take, send receive, win lose, gain lose, pas
 pull, save delete, keep delete, keep discard, keep change, preserve erase, restore discard, create delete, issue revoke, promote demote, hire dismiss,
 renew cancel, extend terminate, submit withdraw, internal external, domestic international, indoor outdoor, inside outside, upper lower, top bottom,
 left right, north south, east west, first last, early late, fast slow, hot cold, warm cold, heavy light, long short, large small, high low, deep
-shallow, thick thin, steep flat, old new, old young, hard soft, full empty, public private, shared private, single return, automatic manual, temporary
+shallow,
+thick thin, steep flat, old new, old young, hard soft, full empty, public private, shared private, single return, automatic manual, temporary
 permanent, optional required, mandatory optional, taxable exempt, right wrong, correct incorrect, true false, good bad, same different, day night,
 dawn dusk, sun shade, wet dry, clean dirty, present absent, adult child, adult infant, buyer seller, landlord tenant, employer employee, teacher
 student, lender borrower, sender recipient, read write, primary secondary, major minor, active passive, online offline, standard express, weekday
-weekend, credit debit, profit loss, income expense, minimum maximum, before after, more less, above below, over under
+weekend, credit debit, profit loss, income expense, minimum maximum, before after, more less, above below, over under, faster slower, fastest slowest,
+upstream downstream, northern southern, eastern western
 """
 
 STOPWORDS = words(
     """a an the of to in at by for with on onto i me my mine you your yours we us our they them their he she his her it its one ones oneself do does did done
     doing is are was were be been being am has have had having will would get gets got getting what that this these those there here as if so and or
     also then than too very please tell know like want about per via upon within between through from into any own go goes come comes take takes took
-    under see still now again possible able when it time carried carry over use used uses using done thing things along responsible else made BY"""
+    under see still now again possible able when it time carried carry over use used uses using done thing things along responsible made BY"""
 )
