@@ -94,8 +94,8 @@ class SemanticCache:
         self._lock = Lock()
         self._indexes: OrderedDict[str, tuple[VectorIndex, float]] = OrderedDict()  # by scope: the index, when it was refreshed
 
-    def lookup(self, question: str, scope: Scope) -> Lookup:
-        """The entry to answer with, if any. A small share of would-be semantic hits is let through as misses, to be checked."""
+    def lookup(self, question: str, scope: Scope, may_audit: bool = True) -> Lookup:
+        """The entry to answer with, if any. A small share of would-be semantic hits is let through as misses, to be checked, if `may_audit`."""
         entry = self._valid(CacheEntry.make_id(scope.digest, question_digest(question)))
         if entry:
             return Lookup("exact", entry, None, None)
@@ -104,7 +104,8 @@ class SemanticCache:
         vector = self.retriever.embed([question])[0]
         passing = [candidate for candidate in self.candidates(question, vector, scope) if not candidate.comparison.findings]
         best = max(passing, key=lambda candidate: candidate.belief.lower, default=None)
-        if best and self.allows(best) and self._chance() >= self.settings.audit and (entry := self._valid(best.entry.id)):
+        audited = may_audit and self._chance() < self.settings.audit
+        if best and self.allows(best) and not audited and (entry := self._valid(best.entry.id)):
             return Lookup("semantic", entry, best, vector)
         worth = best is not None and best.belief.prior >= WORTH_OBSERVING
         return Lookup("miss", None, best if worth else None, vector)

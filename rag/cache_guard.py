@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import Stemmer
 
+from rag.cache_roles import AUXILIARIES, DETERMINERS, PREPOSITIONS, WHO, Clause, Token, Wording, role_findings, wording_of
 from rag.cache_words import CONCEPTS, DATES, MARKERS, NEGATIONS, NUMBERS, OPPOSITES, REWRITES, STOPWORDS, UNITS, words
 from understudy.digests import digest_of
 
@@ -24,12 +25,6 @@ _STEMMER = Stemmer.Stemmer("english")
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in REWRITES]
 _NEGATING_PREFIX = re.compile(r"^(un|in|im|ir|il|dis|non|de|ab)(?=\w{4})")
 _KINDS = ("who", "whom", "where", "why", "when", "how", "what")
-_PREPOSITIONS = words(
-    "to from into by with of between against for in on at about through towards toward via under without within than until during before after"
-)
-_OPPOSITE_WAYS = ({"to", "from"}, {"into", "from"}, {"for", "from"}, {"towards", "from"}, {"with", "against"})
-_PRONOUNS = words("i we you they one he she")
-_ARTICLES = words("a an the my your our their his her its this that these those")
 
 
 @dataclass(frozen=True)
@@ -38,18 +33,18 @@ class Reading:
 
     kind: str  # who, where, why, when, how, what; or "polar": to be answered by yes or no
     negated: bool
+    all_denied: bool  # every one is not, rather than not every one is
     numbers: Counter[str]  # with their units
     dates: frozenset[str]
     units: frozenset[str]
     names: frozenset[str]
     markers: dict[str, frozenset[str]]
     content: frozenset[str]  # concepts
-    clauses: tuple[tuple[tuple[str, str], ...], ...]  # of each clause, as they stand: (preposition that governs it or "", concept)
+    wording: Wording
     words: frozenset[str]  # every word, lower-case
-    personal: bool  # I, we, you, they, one does it
     outwards: bool  # I or we do it to you
-    passive: bool  # it is done
-    turned: bool  # the question word stands where the answer would, or "it" where the subject would
+    person: str  # "I" where I or we do something, "me" where it is done to us, "" where both, neither or a passive hides it
+    tense: str  # of its auxiliaries: "past", "present", or "" where they are mixed or missing
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,13 @@ def question_digest(question: str) -> str:
 @lru_cache(maxsize=4096)
 def read_question(question: str) -> Reading:
     """Read one question."""
+    names = _names_in(question)
     clauses = [tokens for clause in re.split(r"[,:;.?!]+(?:\s|$)", _rewritten(question)) if (tokens := re.findall(r"[\w&]+(?:[.'][\w&]+)*", clause))]
     numbers: Counter[str] = Counter()
     markers: dict[str, set[str]] = {name: set() for name in MARKERS}
-    placed: list[tuple[tuple[str, str], ...]] = []
+    placed: list[Clause] = []
     for tokens in clauses:
-        inside: list[tuple[str, str]] = []
+        inside: list[Token] = []
         preposition = ""
         for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
             if _is_number(token, before):
@@ -90,33 +86,35 @@ def read_question(question: str) -> Reading:
                 for name, value in marked:
                     markers[name].add(value)
             elif token not in NEGATIONS and token not in STOPWORDS and token not in DATES and token not in UNITS and token not in _KINDS:
-                inside.append((preposition, concept_of(token)))
+                inside.append(Token(token, concept_of(token), preposition, token in names or before in DETERMINERS or before in PREPOSITIONS - {"to"} - names))
                 continue  # what a preposition governs goes on
-            preposition = token if token in _PREPOSITIONS else preposition if token in _ARTICLES and before == preposition else ""
-        placed.append(_compounds_first(inside))
+            is_asked_for = token == "who" and (after == "BY" or not (inside and inside[-1].concept))  # "the keeper who" asks for nobody
+            inside.append(Token(token, WHO if is_asked_for else ""))
+            preposition = token if token in PREPOSITIONS - names else preposition if token in DETERMINERS and before == preposition else ""
+        placed.append(tuple(inside))
     seen = frozenset(token for tokens in clauses for token in tokens)
     return Reading(
         kind=_kind_of(clauses),
         negated=sum(token in NEGATIONS for tokens in clauses for token in tokens) % 2 == 1,
+        all_denied=any(_ALL_NOT.search(" ".join(tokens)) for tokens in clauses),
         numbers=numbers,
         dates=frozenset(token.removesuffix("s") if token.endswith(("days", "ends", "ings")) else token for token in seen & DATES),
         units=frozenset(_STEMMER.stemWord(token) for token in seen & UNITS if not _is_number(token, "")),
-        names=_names_in(question) & seen,
+        names=names & seen,
         markers={name: frozenset(values) for name, values in markers.items()},
-        content=frozenset(concept for clause in placed for _, concept in clause),
-        clauses=tuple(placed),
+        content=frozenset(token.concept for clause in placed for token in clause if token.concept and token.concept != WHO),
+        wording=wording_of(tuple(placed)),
         words=seen,
-        personal=bool(seen & _PRONOUNS),
-        passive=bool(seen & _BE) and any(_PARTICIPLE.fullmatch(word) for word in seen),
+        person="" if seen & _BE or bool(seen & _ME) == bool(seen & _I) else "I" if seen & _I else "me",
+        tense="" if bool(seen & _PAST) == bool(seen & _PRESENT) else "past" if seen & _PAST else "present",
         outwards=any(_OUTWARDS.search(" ".join(tokens)) for tokens in clauses),
-        turned=not any(_starter(tokens) for tokens in clauses) or any(_EXPLETIVE.search(" ".join(tokens)) for tokens in clauses),
     )
 
 
 def compare(cached: str, asked: str) -> Comparison:
     """What sets the asked question apart from the cached one."""
     a, b = read_question(cached), read_question(asked)
-    findings = [*_different_facts(a, b), *_different_markers(a, b), *_opposites_between(a, b), *_different_roles(a, b)]
+    findings = [*_different_facts(a, b), *_different_markers(a, b), *_opposites_between(a, b)] or _different_roles(a, b)
     missing, added = (a.content - b.content) | _extra_markers(a, b), (b.content - a.content) | _extra_markers(b, a)
     return Comparison(tuple(findings), tuple(sorted(missing)), tuple(sorted(added)), len(a.content & b.content))
 
@@ -132,8 +130,16 @@ def _different_facts(a: Reading, b: Reading) -> list[str]:
         found.append(f"question: {a.kind} / {b.kind}")
     elif (asks_a := _asked(a)) and (asks_b := _asked(b)) and asks_a != asks_b:
         found.append(f"question: {' '.join(sorted(asks_a))} / {' '.join(sorted(asks_b))}")
+    elif ("COUNT" in a.words) != ("COUNT" in b.words):
+        found.append("question: how many / which")
     if a.negated != b.negated:
         found.append("negation")
+    elif a.negated and a.all_denied != b.all_denied:
+        found.append("negation: not all / all not")
+    if ("or" in a.words) != ("or" in b.words):
+        found.append("question: one or the other")
+    if {a.tense, b.tense} == {"past", "present"}:
+        found.append(f"tense: {a.tense} / {b.tense}")
     for label, left, right in (("number", a.numbers.keys(), b.numbers.keys()), ("date", a.dates, b.dates), ("unit", a.units, b.units)):
         if left != right:
             found.append(f"{label}: {_listed(left - right)} / {_listed(right - left)}")
@@ -145,7 +151,8 @@ def _different_markers(a: Reading, b: Reading) -> list[str]:
     found = []
     for name in MARKERS:
         left, right = a.markers[name], b.markers[name]
-        if not (left <= right or right <= left) or (left ^ right) & _DECISIVE:
+        is_duty_asked = "must" in left ^ right and a.kind == "polar"  # whether one must is not whether one does
+        if not (left <= right or right <= left) or (left ^ right) & _DECISIVE or is_duty_asked:
             found.append(f"{name}: {_listed(left - right)} / {_listed(right - left)}")
     return found
 
@@ -167,60 +174,12 @@ def _extra_markers(mine: Reading, other: Reading) -> frozenset[str]:
 
 
 def _different_roles(a: Reading, b: Reading) -> list[str]:
-    """Who does what to whom: the shared concepts stand in another order, and nothing explains it.
-
-    A phrase with the same preposition, or a clause as a whole, may move; a passive names its subject after "by" or not at all;
-    a question word may stand where the answer would.
-    """
-    shared = a.content & b.content
-    governed_a, governed_b = ({concept: preposition for clause in reading.clauses for preposition, concept in clause} for reading in (a, b))
-    for concept in sorted(shared):
-        if {governed_a[concept], governed_b[concept]} in _OPPOSITE_WAYS:
-            return [f"direction: {governed_a[concept]} / {governed_b[concept]} {concept}"]
-    if a.outwards != b.outwards:
+    """Who does what to whom, as far as it can be told without a parser."""
+    if a.outwards != b.outwards or {a.person, b.person} == {"I", "me"}:
         return ["roles: I to you / you to me"]
-    loose = {concept for concept in shared if governed_a[concept] == governed_b[concept] not in ("", "to")}  # "to" may begin a verb
-    fixed = {concept for concept in shared - loose - _ASKED if not concept.endswith("li")}  # adverbs move
-    if _same_order(a, b, fixed) or a.turned != b.turned:
-        return []
-    for active, passive, governed in ((a, b, governed_b), (b, a, governed_a)):
-        agents = {concept for concept in fixed if governed[concept] == "by"}
-        subject = next((concept for order in _orders(active, fixed) for concept in order[:1]), "")
-        is_told = "BY" in passive.words and active.kind == "who"
-        if passive.passive and (subject in agents or is_told or (active.personal and not passive.personal and not agents)):
-            rest = fixed - agents
-            verbs = [concept for concept in rest if not governed_a[concept] and not governed_b[concept]]
-            if any(_same_order(a, b, rest - {verb}) for verb in verbs):
-                return []
-    return ["roles: the same words in another order"]
-
-
-def _same_order(a: Reading, b: Reading, concepts: set[str]) -> bool:
-    """Whether the concepts stand in one order; a clause that begins with "when" or "if" may only move where the other question has one too."""
-    if bool(a.words & _CONDITIONS) != bool(b.words & _CONDITIONS):
-        return _orders(a, concepts, False) == _orders(b, concepts, False)
-    return bool(_orders(a, concepts) & _orders(b, concepts))
-
-
-def _orders(reading: Reading, concepts: set[str], may_turn: bool = True) -> set[tuple[str, ...]]:
-    """The orders that the concepts may be said to stand in: clauses as they are, or the first one last."""
-    clauses = [[concept for _, concept in clause if concept in concepts] for clause in reading.clauses]
-    turned = [*clauses[1:], *clauses[:1]] if may_turn else clauses
-    return {tuple(dict.fromkeys(concept for clause in order for concept in clause)) for order in (clauses, turned)}
-
-
-def _compounds_first(clause: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The tour of the hall as the hall tour: what "of" governs goes before what it belongs to."""
-    result: list[tuple[str, str]] = []
-    head = 0
-    for preposition, concept in clause:
-        if preposition == "of" and result:
-            result.insert(head, ("", concept))
-            head += 1
-        else:
-            result.append((preposition, concept))
-            head = len(result) - 1
-    return tuple(result)
+    asked = frozenset(concept_of(word) for word in a.words | b.words if word.isupper() and word in _CONCEPTS)
+    may_turn = bool(a.words & _CONDITIONS) == bool(b.words & _CONDITIONS)
+    return role_findings(a.wording, b.wording, asked, may_turn)
 
 
 def _rewritten(question: str) -> str:
@@ -233,9 +192,9 @@ def _rewritten(question: str) -> str:
 
 def _starter(clause: list[str]) -> str | None:
     """The kind of question that a clause asks by its first word; None where it is no question by itself."""
-    words = clause[1:] if clause[:1] and clause[0] in _PREPOSITIONS | {"and", "so", "on", "at", "in"} else clause
+    words = clause[1:] if clause[:1] and clause[0] in PREPOSITIONS | {"and", "so", "on", "at", "in"} else clause
     first = words[0] if words else ""
-    return "polar" if first in _AUXILIARIES else first if first in _KINDS else None
+    return "polar" if first in AUXILIARIES else first if first in _KINDS else None
 
 
 def _kind_of(clauses: list[list[str]]) -> str:
@@ -254,7 +213,7 @@ def _asked(reading: Reading) -> frozenset[str]:
 def _names_in(question: str) -> frozenset[str]:
     """Words written with a capital inside a sentence, and all that mix letters with digits or capitals."""
     found = re.findall(r"(?<![.?!:] )(?<!^)\b[A-Z][\w&]*", question)
-    return frozenset(word.lower() for word in found if word != "I" and word.lower() not in DATES and word.lower() not in _AUXILIARIES)
+    return frozenset(word.lower() for word in found if word != "I" and word.lower() not in DATES and word.lower() not in AUXILIARIES)
 
 
 def _is_number(token: str, before: str) -> bool:
@@ -278,13 +237,13 @@ def _joined(lines: str) -> dict[str, str]:
     return concepts
 
 
-_BE = words("is are was were be been being get gets got MAY MUST")
-_PARTICIPLE = re.compile(r"\w+(ed|en|ept|aid|ade|old|ound|eft|ent|ught|ung|own|et|ut)")
+_BE = words("is are was were be been being get gets got")
+_I, _ME = words("i we"), words("me us")
+_PAST, _PRESENT = words("did was were"), words("do does is are am will")
 _CONDITIONS = words("when if while once unless because whenever where")
+_ALL_NOT = re.compile(r"\b(all|every|each|everyone|everybody|everything)\b.* not\b")
 _OUTWARDS = re.compile(r"\b(i|we) (\w+ ){1,3}you\b")
-_EXPLETIVE = re.compile(r"\b(is|was|are) it\b|\bit (is|was)\b|MAY it\b|MUST it\b")
-_AUXILIARIES = words("do does did is are was were am can could may might must should shall will would has have had MAY MUST")
-_DECISIVE = words("before after since all only some first last more less off")  # matter even where the other question is silent
+_DECISIVE = words("before after since until else all only some first last more less off")  # matter even where the other question is silent
 _CONCEPTS = _joined(CONCEPTS)
 _ASKED = frozenset(_CONCEPTS[word] for word in _CONCEPTS if word.isupper())
 _OPPOSITES = frozenset(frozenset(_STEMMER.stemWord(word) for word in pair.split()) for pair in OPPOSITES.replace("\n", " ").split(", "))

@@ -15,10 +15,10 @@ def words(text: str) -> frozenset[str]:
 _ASKS = {  # what is asked for: ways to say it
     "FREQUENCY": r"how (often|frequently|regularly|many times)|(at )?what intervals?",
     "COUNT": r"how many|what( is| are)?( the)? number of",
-    "AGE": r"how old|((from|at|until|by|of) )?what( is the)?( minimum)? age( of| for)?",
+    "AGE": r"how old|((from|at|of) )?what( is the)?( minimum)? age( of| for)?",
     "DURATION": r"(for )?how (long|much time)|what( is)?( the)? (duration|length)( of| for)?",
     "WEIGHT": r"how heavy|what( is)?( the)? weight( of| for)?",
-    "TEMPERATURE": r"how (hot|warm)|(at |to )?what( is)?( the)?( \w+)? temperature( of| for)?",
+    "TEMPERATURE": r"how (hot|warm)|(at |to )?what( is)?( the)? temperature( of| for)?",
     "SIZE": r"how (big|large)|what( is)?( the)? size( of| for)?",
     "STEEPNESS": r"how steep|what( is)?( the)? (gradient|slope)( of| for)?",
     "THICKNESS": r"how thick|what( is)?( the)? thickness( of| for)?",
@@ -26,11 +26,12 @@ _ASKS = {  # what is asked for: ways to say it
     "SPEED": r"how fast|what( is)?( the)? speed( of| for)?",
     "COST": r"how expensive|how much (is|are|would)(?! .*\b(left|required|needed|allowed)\b)|how much (?=.*\b(costs?|pay|charged?)\b)"
     r"|what( is| was| are)?( the| your)? (price|costs?|charge|fee)( of| for| on)?|what (?=(do|does|did|would|will) .*\b(costs?|pay|charge)\b)",
+    "AMOUNT": r"how much|what( is)?( the)? (amount|quantity)( of| for)?",
     "HAPPENS": r"what (happens|will happen|follows|now)( once)?|what are the consequences( of)?|what if",
 }
 _SOON = r"how (soon|quickly)|within what time|how (long|far|much time)(?= (before|after|ahead|until))"
 _WHEN = (
-    r"(on|by|until|till|up to|at|in)? ?what (time|date|days?|hour|moment)( of (the )?(day|year))?"
+    r"(on|by|at|in)? ?what (time|date|days?|hour|moment)( of (the )?(day|year))?"
     r"|what is the (right |best |latest |due )?(time|date)( of| for)?"
 )
 
@@ -40,10 +41,20 @@ REWRITES: list[tuple[str, str]] = [
     (r"\bcan't\b|\bcannot\b", "can not"),
     (r"\bwon't\b", "will not"),
     (r"n't\b", " not"),
-    (r"'(re|ve|ll|d|m|s)\b|(?<=s)'(?=\s|$)", " "),
+    (r"'(re|ve|ll|d|m|s)\b|(?<=s)'(?=\s|$)", ""),
     (r"(?<=\d),(?=\d{3}\b)", ""),
     (r"(?<=\d)\s*%", " percent"),
     (r"\bwhich\b", "what"),
+    (r"\b(till|up to|up until)\b", "until"),
+    (r"\b(from|since) what (year|month|week|day|date|version)\b", r"since what \2"),
+    (r"\bwho (is|was) it (that|who)\b", "who"),
+    (r"\b(is it so|is it true|is it the case) that\b", ""),
+    (r"\bis it (?!possible|necessary|allowed|permitted)((?:\w+ ){1,6}?)(who|that)\b", r"does \1"),
+    (r"\bwas it (?!possible|necessary|allowed|permitted)((?:\w+ ){1,6}?)(who|that)\b", r"did \1"),
+    (r"(?<=\w) that (is|are|was|were|has been|have been) (?=\w+(ed|en|own|ld|nd|nt|pt|ft|aid|ost)\b)", " "),
+    (r"\bwho (does|do|did|will do) the (\w+(ing|ion|ment|al))( of)?\b", r"who \2"),
+    (r"\b(included|contained) in\b", r"\1 by"),
+    (r"\bwhom\b", "who"),
     (r"\b(forbidden|prohibited|banned)\b", "not allowed"),
     (r"\b(all right|alright|okay)\b", "allowed"),
     (r"\b(need not|(do|does|did|is|are) not (need|have|required|necessary)( to)?)\b", "not MUST"),
@@ -63,12 +74,14 @@ REWRITES: list[tuple[str, str]] = [
     (r"\bin what (way|manner)\b|\bwhat (is|are) the (steps|procedure|process|way)( to| for| of)?\b|\bgo about\b", "how"),
     (r"\bwhat( is the)? (place|location)( of)?\b", "where"),
     (rf"\b(from|since) (when|{_WHEN})\b", "when since"),
-    (rf"\b({_WHEN}|by when|until when|till when|{_SOON})\b", "when"),
+    (rf"\b({_WHEN}|by when|{_SOON})\b", "when"),
     (r"\bhow (early|late)\b", r"when \1"),
+    (r"\bwhat( is)?( the)? (\w+) temperature\b( of| for)?", r"what TEMPERATURE \3"),
     *((rf"\b({pattern})", f"what {concept} ") for concept, pattern in _ASKS.items()),
-    (r"\bhow (much|high)\b", "what"),
-    (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free)( for \w+)?( to)?\b", r"MAY \2"),
-    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary|to be)\b( to)?", r"MUST \2"),
+    (r"\bhow high\b", "what"),
+    (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free(?= to))( for(?= (\w+ ){1,6}to\b))?( to)?\b", r"MAY \2"),
+    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary)\b( to)?", r"MUST \2"),
+    (r"\b(am|is|are|was|were) ((?:\w+ ){0,4}?)to be\b", r"MUST \2 be"),
     (r"\b(has|have|had) ((?:\w+ ){0,4}?)to\b", r"MUST \2"),
 ]
 
@@ -81,6 +94,7 @@ _MARKERS = {
         "after": "after following afterwards once later",
         "during": "during while throughout",
         "since": "since",
+        "until": "until",
     },
     "modality": {
         "may": "may can could might MAY",
@@ -92,6 +106,7 @@ _MARKERS = {
         "some": "some several certain sometimes partly",
         "first": "first initial",
         "last": "last final",
+        "else": "else",
     },
     "switch": {"off": "off"},
     "degree": {
@@ -119,20 +134,28 @@ DATES = words(
 )
 
 _COUNTED = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"""
-NUMBERS = {word: str(value) for value, word in enumerate(_COUNTED.split()) if word != "one"} | {  # "one" is a pronoun more often
-    "thirty": "30",
-    "forty": "40",
-    "fifty": "50",
-    "sixty": "60",
-    "hundred": "100",
-    "thousand": "1000",
-    "half": "0.5",
-    "dozen": "12",
-    "second": "2",
-    "third": "3",
-    "fourth": "4",
-    "fifth": "5",
-}
+NUMBERS = (
+    {word: str(value) for value, word in enumerate(_COUNTED.split()) if word != "one"}
+    | {  # "one" is a pronoun more often
+        "thirty": "30",
+        "forty": "40",
+        "fifty": "50",
+        "sixty": "60",
+        "hundred": "100",
+        "thousand": "1000",
+        "half": "0.5",
+        "dozen": "12",
+        "twice": "2",
+        "second": "2",
+        "third": "3",
+        "fifth": "5",
+        "eighth": "8",
+        "ninth": "9",
+        "twelfth": "12",
+        "twentieth": "20",
+    }
+    | {f"{word}th": str(value) for value, word in enumerate(_COUNTED.split()) if value not in (0, 1, 2, 3, 5, 8, 9, 12, 20)}
+)
 
 # Words on a line, and lines that share a word, are one concept: synonyms, and forms that a stemmer does not join.
 CONCEPTS = """
@@ -162,6 +185,7 @@ long length duration last DURATION
 often frequent frequently frequency regularly FREQUENCY
 age old AGE
 number count COUNT
+amount quantity AMOUNT
 happen consequence HAPPENS
 forbid prohibit ban
 include contain comprise
@@ -249,16 +273,18 @@ export, buy sell, lend borrow, give take, send receive, win lose, gain lose, pas
 pull, save delete, keep delete, keep discard, keep change, preserve erase, restore discard, create delete, issue revoke, promote demote, hire dismiss,
 renew cancel, extend terminate, submit withdraw, internal external, domestic international, indoor outdoor, inside outside, upper lower, top bottom,
 left right, north south, east west, first last, early late, fast slow, hot cold, warm cold, heavy light, long short, large small, high low, deep
-shallow, thick thin, steep flat, old new, old young, hard soft, full empty, public private, shared private, single return, automatic manual, temporary
+shallow,
+thick thin, steep flat, old new, old young, hard soft, full empty, public private, shared private, single return, automatic manual, temporary
 permanent, optional required, mandatory optional, taxable exempt, right wrong, correct incorrect, true false, good bad, same different, day night,
 dawn dusk, sun shade, wet dry, clean dirty, present absent, adult child, adult infant, buyer seller, landlord tenant, employer employee, teacher
 student, lender borrower, sender recipient, read write, primary secondary, major minor, active passive, online offline, standard express, weekday
-weekend, credit debit, profit loss, income expense, minimum maximum, before after, more less, above below, over under
+weekend, credit debit, profit loss, income expense, minimum maximum, before after, more less, above below, over under, faster slower, fastest slowest,
+upstream downstream, northern southern, eastern western
 """
 
 STOPWORDS = words(
     """a an the of to in at by for with on onto i me my mine you your yours we us our they them their he she his her it its one ones oneself do does did done
     doing is are was were be been being am has have had having will would get gets got getting what that this these those there here as if so and or
     also then than too very please tell know like want about per via upon within between through from into any own go goes come comes take takes took
-    under see still now again possible able when it time carried carry over use used uses using done thing things along responsible else made BY"""
+    under see still now again possible able when it time carried carry over use used uses using done thing things along responsible made BY"""
 )

@@ -44,6 +44,15 @@ async def answer_cached(question: str, cached: Cached, run: Callable[[], Awaitab
     return trace
 
 
+def answer_without_model(question: str, cached: Cached) -> Trace | None:
+    """The trace of a hit, or None. No hit is let through for an audit: there is no model to make the run."""
+    lookup = cached.cache.lookup(question, cached.scope, may_audit=False)
+    if lookup.entry is None:
+        return None
+    cached.cache.count_hit(lookup.entry)
+    return hit_trace(question, cached, lookup, lookup.entry)
+
+
 def hit_trace(question: str, cached: Cached, lookup: Lookup, entry: CacheEntry) -> Trace:
     """The trace of a hit."""
     prior = {"cache_prior": repr(lookup.candidate.belief.prior)} if lookup.candidate else {}

@@ -72,7 +72,7 @@ def read_split(split: str) -> Questions:
     kind: dict[str, str] = {}
     for row in read_jsonl(PAIRS / f"{split}.jsonl"):
         meaning[row["a"]] = row["a"]
-        meaning[row["b"]], kind[row["b"]] = (row["a"] if row["same"] else row["b"]), row["kind"]
+        meaning[row["b"]], kind[row["b"]] = (row["a"] if row["same"] else row.get("asks", row["b"])), row["kind"]
     return Questions(meaning, kind)
 
 

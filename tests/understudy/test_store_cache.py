@@ -113,6 +113,7 @@ def test_what_expired_goes_first_then_the_least_recently_used(store: Store, chun
         store.put_cache_entry(entry, "e", VECTOR)
     assert store.trim_cache("default", 3, 50.0) == 3
     assert {e.question for e in store.cache_entries("default")} == {"question 2?", "question 3?", "question 4?"}
+    assert [store.count_cache_entries(*which) for which in (("default",), ("default", "s"), ("default", "t"), ("other",))] == [3, 3, 0, 0]
     assert store.trim_cache("default", 3, 51.0) == 0
 
 

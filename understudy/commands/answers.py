@@ -26,8 +26,9 @@ def ask(args: Namespace) -> Outcome:
     from rag.answering import stream_answer
 
     printer = AnswerPrinter(not args.json)
-    with answering(args) as (_, tools):
-        trace = asyncio.run(_answer(stream_answer(args.question, tools), tools, printer))
+    if (trace := _answer_without_engine(args)) is None:
+        with answering(args) as (_, tools):
+            trace = asyncio.run(_answer(stream_answer(args.question, tools), tools, printer))
     if not trace.complete and not trace.answer:
         raise EndpointError(trace.metadata.get("error", "the run did not finish"), f"the partial trace is {trace.id[:12]}; see `understudy traces show`")
     return Outcome(answer_json(trace), printer.rest(trace))
@@ -51,6 +52,28 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     retriever = open_retriever(workspace)
     with nullcontext() if remote else engine_for(workspace, report) as engine:
         yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode, not args.no_cache)
+
+
+def _answer_without_engine(args: Namespace) -> Trace | None:
+    """The cached answer, kept as a trace, where no engine is running that could be asked; None where none fits."""
+    from rag.answering import trace_keeper
+    from rag.cached import answer_without_model
+    from rag.generations import live_generation
+    from rag.retrieve import open_retriever
+    from understudy.commands.wiring import cache_scope, cached_answers, default_model, resolve_name
+    from understudy.engines import find_engine
+
+    workspace = workspace_of(args)
+    name, mode = args.model or default_model(workspace), args.mode or workspace.config.agent.mode
+    if args.no_cache or not workspace.config.cache.enabled or name in workspace.config.remotes or find_engine(workspace):
+        return None
+    live_generation(workspace.index, workspace.config.tenant)
+    if not workspace.store.count_cache_entries(workspace.config.tenant, cache_scope(workspace, name, mode).digest):
+        return None  # before the embedder is loaded for nothing
+    cached = cached_answers(workspace, resolve_name(workspace, name), open_retriever(workspace), mode)
+    if trace := answer_without_model(args.question, cached):
+        trace_keeper(workspace)(trace)
+    return trace
 
 
 async def _answer(events: AsyncGenerator[Event, None], tools: Tools, printer: AnswerPrinter) -> Trace:

@@ -112,7 +112,23 @@ def _store_checks(workspace: Workspace) -> list[dict[str, str]]:
     except UnderstudyError as error:
         return [_check("store", "fail", f"{shown}: {error.message}", error.remedy)]
     corpus = _check("corpus", "ok" if count else "warn", f"{count} documents", "" if count else "run `understudy ingest PATH`")
-    return [_check("store", "ok", shown), _check("search", "ok", search), corpus]
+    return [_check("store", "ok", shown), _check("search", "ok", search), corpus, _cache_check(workspace)]
+
+
+def _cache_check(workspace: Workspace) -> dict[str, str]:
+    from rag.cache_decision import EMBEDDER, FILE, read_parameters
+
+    settings, count = workspace.config.cache, workspace.store.count_cache_entries(workspace.config.tenant)
+    if not settings.enabled:
+        return _check("cache", "ok", f"switched off, {count} entries", "set cache.enabled: true to answer from it")
+    is_calibrated = (workspace.calibrations / FILE).exists()
+    origin = f"calibrated on {read_parameters(workspace.calibrations).pairs} pairs" if is_calibrated else "the calibration that ships"
+    detail = f"{count} of at most {settings.max_entries} entries, kept {settings.ttl_days:g} days; {origin}"
+    if not is_calibrated and workspace.config.models.embedder != EMBEDDER:
+        return _check("cache", "warn", f"{detail}, made with {EMBEDDER}", "label pairs of questions and run `understudy cache calibrate PAIRS.jsonl`")
+    if count >= settings.max_entries:
+        return _check("cache", "warn", f"{detail}: the least recently used go", "raise cache.max_entries")
+    return _check("cache", "ok", detail)
 
 
 def _search_in_use(workspace: Workspace) -> str:

@@ -82,6 +82,9 @@ class Store(Protocol):
     def cache_entries(self, tenant: str, scope: str | None = None) -> list[CacheEntry]:
         """The entries of a tenant (and scope), oldest first."""
 
+    def count_cache_entries(self, tenant: str, scope: str | None = None) -> int:
+        """How many entries a tenant (and scope) has, expired ones too."""
+
     def cache_vectors(self, tenant: str, scope: str, fingerprint: str, since: float = 0.0) -> tuple[list[str], np.ndarray]:
         """Entry ids and float32 vectors [n, dim] of one embedder, of entries whose `created_at` is `since` or later, oldest first."""
 

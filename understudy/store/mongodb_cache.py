@@ -43,6 +43,11 @@ class MongoCache(ABC):
         """See Store."""
         return self._entries(equal(tenant=tenant) | (equal(scope=scope) if scope is not None else {}))
 
+    def count_cache_entries(self, tenant: str, scope: str | None = None) -> int:
+        """See Store. An entry whose document goes at this moment may still count."""
+        where = equal(tenant=tenant) | (equal(scope=scope) if scope is not None else {})
+        return self.connection.run(lambda: self.connection["cache"].count_documents(where))
+
     def cache_vectors(self, tenant: str, scope: str, fingerprint: str, since: float = 0.0) -> tuple[list[str], np.ndarray]:
         """See Store."""
         where = equal(tenant=tenant, scope=scope, fingerprint=fingerprint) | {"created_at": {"$gte": since}}

@@ -76,6 +76,10 @@ class SqliteCache(ABC):
         )
         return [self._entry(*row) for row in rows]
 
+    def count_cache_entries(self, tenant: str, scope: str | None = None) -> int:
+        """See Store."""
+        return int(self._read("SELECT count(*) FROM cache_entries WHERE tenant=?1 AND (?2 IS NULL OR scope=?2)", (tenant, scope))[0][0])
+
     def cache_vectors(self, tenant: str, scope: str, fingerprint: str, since: float = 0.0) -> tuple[list[str], np.ndarray]:
         """See Store."""
         rows = self._read(
