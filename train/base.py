@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from train.attention import attend_by_branch
+from train.attention import attend_by_branch, attend_on_gpu
+from train.fused import fuse_layers, keep_copies
 from train.recipe import Recipe
 from train.trie import check_architecture
 from understudy.errors import TrainingError
@@ -63,7 +64,12 @@ def load_trainable(folder: Path, recipe: Recipe) -> PreTrainedModel:
     check_architecture(model.config)
     if model.device.type == "cpu":
         attend_by_branch(model)
-    return attach_adapter(model, recipe)
+    else:
+        attend_on_gpu(model)
+    keep_copies(model)
+    adapted = attach_adapter(model, recipe)
+    fuse_layers(adapted)
+    return adapted
 
 
 def attach_adapter(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
