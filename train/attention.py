@@ -1,22 +1,27 @@
-"""Attention over a token trie, branch by branch: scores are computed only where a node may attend.
+"""Attention over a token trie, block by block: few scores are computed where a node may not attend.
 
-A dense [nodes, nodes] mask computes every pair and throws most away. Here each branch's queries meet their
-ancestors' keys and their own branch's, in blocks that stop at the diagonal. On two CPU cores this is three times
-as fast as masked SDPA at 850 nodes, forward and backward (docs/benchmarks.md); GPUs keep the dense mask.
+A dense [nodes, nodes] mask computes every pair and throws most away. Here a block of consecutive queries meets its
+ancestors' keys and the block's own, under the part of the mask that concerns them (docs/training.md, "Prefix sharing").
+On GPUs the same mask is FlexAttention's (arXiv:2412.05496), and SDPA with the dense mask stays for what it does not take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 NAME = "token-trie"
-QUERY_BLOCK = 128  # queries of one block; a longer branch is cut, so that at most half of a diagonal block is wasted
+FLEX = "flex_attention"  # as transformers calls it
+QUERY_BLOCK = 128  # queries of one block at most; longer branches are cut, shorter ones beside each other merged
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,36 @@ def dense_mask(branches: list[Branch], nodes: int) -> Tensor:
     return mask
 
 
+@dataclass(frozen=True)
+class Block:
+    """Queries [start, end) and the keys that any of them may attend to."""
+
+    start: int
+    end: int
+    runs: tuple[tuple[int, int], ...]  # [start, end) runs of keys, in order; the last ends with the block
+    bias: Tensor  # [queries, keys] added to the scores: 0, or -inf where the query may not attend to the key
+
+
+@lru_cache(maxsize=2)  # every layer asks for the same
+def plan_blocks(branches: tuple[Branch, ...], dtype: torch.dtype) -> tuple[Block, ...]:
+    """Blocks that cover the branches' nodes in order, each made of whole branches or of a piece of one."""
+    mask = dense_mask(list(branches), branches[-1].end)
+    spans: list[tuple[int, int]] = []
+    for branch in branches:
+        for start in range(branch.start, branch.end, QUERY_BLOCK):
+            end = min(branch.end, start + QUERY_BLOCK)
+            if spans and end - spans[-1][0] <= QUERY_BLOCK:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+    blocks = []
+    for start, end in spans:
+        keys = mask[start:end].any(dim=0).nonzero()[:, 0]
+        allowed = mask[start:end, keys]
+        blocks.append(Block(start, end, runs_of(keys.tolist()), torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))))
+    return tuple(blocks)
+
+
 def attend(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, scaling: float, branches: list[Branch], **_: Any
 ) -> tuple[Tensor, None]:
@@ -58,7 +93,8 @@ def attend(
     query [1, heads, nodes, d]; key and value [1, kv_heads, nodes, d]; branches cover the nodes in order.
     Returns ([1, nodes, heads, d], None).
     """
-    attended: Tensor = TrieAttention.apply(query[0], key[0], value[0], scaling, branches)  # type: ignore[no-untyped-call]
+    blocks = plan_blocks(tuple(branches), query.dtype)
+    attended: Tensor = TrieAttention.apply(query[0], key[0], value[0], scaling, blocks)  # type: ignore[no-untyped-call]
     return attended[None].transpose(1, 2), None
 
 
@@ -69,49 +105,41 @@ class TrieAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, branches: list[Branch]) -> Tensor:
-        """query [heads, nodes, d], key and value [groups, nodes, d] → [heads, nodes, d]; the softmax is in float32."""
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, blocks: tuple[Block, ...]) -> Tensor:
+        """query [heads, nodes, d], key and value [groups, nodes, d] → [heads, nodes, d]; softmax computes in float32."""
+        query = query * scaling
         out = torch.empty_like(query)
         kept = []
-        for start, end, runs in blocks_of(branches):
-            queries = by_group(query[:, start:end], key)
-            scores = torch.matmul(queries * scaling, gather(key, runs).transpose(1, 2))
-            scores.view(query.shape[0], end - start, -1).add_(later_keys(end - start, scores.shape[2], scores.dtype))
-            chances = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-            out[:, start:end] = torch.matmul(chances, gather(value, runs)).view(query.shape[0], end - start, -1)
+        for block in blocks:
+            queries = by_group(query, block, key.shape[0])
+            scores = torch.matmul(queries, gather(key, block.runs).transpose(1, 2))
+            scores.view(query.shape[0], block.end - block.start, -1).add_(block.bias)
+            chances = torch.softmax(scores, dim=-1)
+            out[:, block.start : block.end] = torch.matmul(chances, gather(value, block.runs)).view(query.shape[0], block.end - block.start, -1)
             kept.append(chances)
-        ctx.save_for_backward(query, key, value, out, *kept)
-        ctx.scaling, ctx.branches = scaling, branches
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scaling, ctx.blocks = scaling, blocks
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of query, key and value, in their shapes; those of key and value add up in float32."""
-        query, key, value, out, *kept = ctx.saved_tensors
-        grad = grads[0]
+        query, key, value, *kept = ctx.saved_tensors
         of_query = torch.empty_like(query)
         of_key, of_value = (torch.zeros(t.shape, dtype=torch.float32) for t in (key, value))
-        dots = (grad * out).sum(dim=2, keepdim=True)
-        for (start, end, runs), chances in zip(blocks_of(ctx.branches), kept, strict=True):
-            above, dot = by_group(grad[:, start:end], key), by_group(dots[:, start:end], key)
-            of_scores = chances * (torch.matmul(above, gather(value, runs).transpose(1, 2)) - dot) * ctx.scaling
-            of_query[:, start:end] = torch.matmul(of_scores, gather(key, runs)).view(query.shape[0], end - start, -1)
-            scatter_add(of_key, runs, torch.matmul(of_scores.transpose(1, 2), by_group(query[:, start:end], key)))
-            scatter_add(of_value, runs, torch.matmul(chances.transpose(1, 2), above))
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+        for block, chances in zip(ctx.blocks, kept, strict=True):
+            above, queries = (by_group(t, block, key.shape[0]) for t in (grads[0], query))
+            of_chances = torch.matmul(above, gather(value, block.runs).transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype)
+            of_query[:, block.start : block.end] = torch.matmul(of_scores, gather(key, block.runs)).view(query.shape[0], block.end - block.start, -1)
+            scatter_add(of_key, block.runs, torch.matmul(of_scores.transpose(1, 2), queries))
+            scatter_add(of_value, block.runs, torch.matmul(chances.transpose(1, 2), above))
+        return of_query.mul_(ctx.scaling), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
-def blocks_of(branches: list[Branch]) -> Iterator[tuple[int, int, tuple[tuple[int, int], ...]]]:
-    """(start, end, runs) of each block: queries [start, end) attend to the keys of the runs, the last of which ends with them."""
-    for branch in branches:
-        for start in range(branch.start, branch.end, QUERY_BLOCK):
-            end = min(branch.end, start + QUERY_BLOCK)
-            yield start, end, (*branch.ancestors, (branch.start, end))
-
-
-def by_group(heads: Tensor, key: Tensor) -> Tensor:
-    """[heads, nodes, d] as [groups, heads/groups × nodes, d]: the heads that share a key beside each other."""
-    return heads.reshape(key.shape[0], -1, heads.shape[2])
+def by_group(heads: Tensor, block: Block, groups: int) -> Tensor:
+    """The block's part of [heads, nodes, d] as [groups, heads/groups × queries, d]: heads that share a key beside each other."""
+    return heads[:, block.start : block.end].reshape(groups, -1, heads.shape[2])
 
 
 def gather(nodes: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
@@ -127,15 +155,52 @@ def scatter_add(nodes: Tensor, runs: tuple[tuple[int, int], ...], gathered: Tens
         place += end - start
 
 
-@lru_cache(maxsize=256)
-def later_keys(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """[rows, columns] bias: -inf where a key comes after its query, the last key being the last query's own; else 0."""
-    return torch.full((rows, columns), float("-inf"), dtype=dtype).triu_(columns - rows + 1)
-
-
 def attend_by_branch(model: Any) -> None:
     """Make a transformers model's attention this module's; its forward pass then needs `branches`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
+
+
+def attend_on_gpu(model: Any) -> None:
+    """Make a transformers model's attention FlexAttention where it is compiled (Triton is there), else leave it SDPA with a dense mask."""
+    if importlib.util.find_spec("triton"):
+        model.set_attn_implementation(FLEX)
+
+
+def ancestry(branches: list[Branch]) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention's `mask_mod` of the trie: a key is a query's ancestor or itself if the walk through the trie enters the
+    query between entering and leaving the key, so that two numbers a node tell it (Euler tour)."""
+    nodes = branches[-1].end
+    parents = [node - 1 for node in range(nodes)]
+    for branch in branches:
+        parents[branch.start] = branch.ancestors[-1][1] - 1 if branch.ancestors else -1
+    children: list[list[int]] = [[] for _ in range(nodes)]
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            children[parent].append(node)
+    enter, leave, clock = [0] * nodes, [0] * nodes, 0
+    stack = [(node, True) for node in reversed(range(nodes)) if parents[node] < 0]
+    while stack:
+        node, is_entering = stack.pop()
+        if is_entering:
+            enter[node], clock = clock, clock + 1
+            stack += [(node, False), *((child, True) for child in reversed(children[node]))]
+        else:
+            leave[node] = clock
+    entered, left = torch.tensor(enter), torch.tensor(leave)
+
+    def may_attend(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        at = entered.to(query.device)[query]
+        return (entered.to(query.device)[key] <= at) & (at < left.to(query.device)[key])
+
+    return may_attend
+
+
+def flex_mask(branches: list[Branch], device: torch.device) -> BlockMask:
+    """The trie's mask as FlexAttention takes it."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    nodes = branches[-1].end
+    return create_block_mask(ancestry(branches), None, None, nodes, nodes, device=str(device))

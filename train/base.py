@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from train.attention import attend_by_branch
+from train.attention import attend_by_branch, attend_on_gpu
+from train.fused import fuse_layers, keep_copies
 from train.methods import Sample, prepare
 from train.recipe import Recipe
 from train.trie import check_architecture
@@ -64,7 +65,12 @@ def load_trainable(folder: Path, recipe: Recipe, sample: Sample = list) -> PreTr
     check_architecture(model.config)
     if model.device.type == "cpu":
         attend_by_branch(model)
-    return prepare(model, recipe, sample)
+    else:
+        attend_on_gpu(model)
+    keep_copies(model)
+    adapted = prepare(model, recipe, sample)
+    fuse_layers(adapted)
+    return adapted
 
 
 def served_base(models: Path, base: Path, base_id: str, quantisation: str) -> Path:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.attention import NAME, blocks_of
+from train.attention import NAME, plan_blocks
+from train.head import CHUNK_VALUES
 from train.recipe import Recipe
 from train.trie import TrieBatch, backbone
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPTIMISER_BYTES = {"adamw_torch": 12, "paged_adamw_8bit": 6}  # per trained parameter: float32 gradient and two moments
-HEAD_BYTES = 14  # per target and vocabulary entry at the peak: logits in two and in four bytes, their exponentials and gradients
+HEAD_BYTES = 10  # per logit of a chunk at the peak: in two and in four bytes, and its exponential
 
 
 def activation_bytes(model: PreTrainedModel, recipe: Recipe, batch: TrieBatch) -> int:
@@ -29,13 +30,13 @@ def activation_bytes(model: PreTrainedModel, recipe: Recipe, batch: TrieBatch) -
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
     hidden, inner = config.hidden_size, config.intermediate_size
-    norms = 2 * (4 + 2) * hidden  # what enters both, in float32, and what leaves them
+    norms = 2 * (2 * hidden + 2 * hidden + 4)  # what enters both and what leaves them, and a number a token
     attention = 2 * (2 * queries + 2 * keys)  # queries, keys, values, and what is attended to
-    feed_forward = 2 * 4 * inner  # gate, its activation, up, and their product
+    feed_forward = 2 * 3 * inner  # gate, up, and their product
     adapters = 2 * recipe.rank * len(recipe.targets)
     layer = int(nodes * (norms + attention + feed_forward + adapters))
     if backbone(model).config._attn_implementation == NAME:
-        pairs = sum((end - start) * sum(stop - first for first, stop in runs) for start, end, runs in blocks_of(batch.branches))
+        pairs = sum(block.bias.numel() for block in plan_blocks(tuple(batch.branches), model.dtype))
         layer += 2 * config.num_attention_heads * pairs  # the probabilities
     if recipe.gradient_checkpointing:
         return layer + int(config.num_hidden_layers * nodes * 2 * hidden)
@@ -44,7 +45,7 @@ def activation_bytes(model: PreTrainedModel, recipe: Recipe, batch: TrieBatch) -
 
 def head_bytes(model: PreTrainedModel, batch: TrieBatch) -> int:
     """Bytes of the logits at their peak, when the backward pass begins."""
-    return HEAD_BYTES * len(batch.targets) * int(model.config.vocab_size)
+    return HEAD_BYTES * min(len(batch.targets) * int(model.config.vocab_size), CHUNK_VALUES)
 
 
 def optimiser_bytes(model: PreTrainedModel, recipe: Recipe) -> int:

@@ -101,6 +101,8 @@ def attach_prompt_tuning(model: PreTrainedModel, recipe: Recipe, _sample: Sample
     """Embeddings of virtual tokens before the prompt, begun as those of random words."""
     from peft import PromptTuningConfig, PromptTuningInit
 
+    if model.device.type != "cpu":
+        model.set_attn_implementation("sdpa")  # its mask can be given a root
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=recipe.virtual_tokens, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
     adapted = _by_peft(model, config)
     decoder, count = backbone(adapted), recipe.virtual_tokens

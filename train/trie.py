@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.attention import NAME, Branch, dense_mask, runs_of
+from train.attention import FLEX, NAME, Branch, dense_mask, flex_mask, runs_of
+from train.head import summed_loss, target_logprobs_of
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+LOGIT_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)
@@ -96,26 +100,33 @@ def distinct_tokens(rows: list[Row]) -> int:
 
 def target_logprobs(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
     """Log-probabilities [targets] (float32) of the batch's targets; the head runs on the positions that need it."""
-    decoder = backbone(model)
-    if decoder.config._attn_implementation == NAME:
-        attention: dict[str, Any] = {"branches": batch.branches}
-    else:
-        mask = dense_mask(batch.branches, len(batch.ids))
-        bias = torch.zeros(mask.shape, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
-        attention = {"attention_mask": bias[None, None].to(model.device)}
-    hidden = decoder(
-        input_ids=batch.ids[None].to(model.device), position_ids=batch.positions[None].to(model.device), use_cache=False, **attention
-    ).last_hidden_state[0]
-    logits = model.get_output_embeddings()(hidden[batch.sources.to(hidden.device)]).float()
-    targets = batch.targets.to(logits.device)
-    chosen: torch.Tensor = logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
-    return chosen
+    hidden = source_states(model, batch)
+    return target_logprobs_of(model.get_output_embeddings(), hidden, batch.targets.to(hidden.device))
 
 
 def weighted_loss(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
     """Summed weighted negative log-likelihood of the batch, a scalar; divide by the weight of the whole step."""
-    logprobs = target_logprobs(model, batch)
-    return -(logprobs * batch.weights.to(logprobs.device)).sum()
+    hidden = source_states(model, batch)
+    return summed_loss(model.get_output_embeddings(), hidden, batch.targets.to(hidden.device), batch.weights.to(hidden.device))
+
+
+def source_states(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
+    """Last hidden states [targets, hidden] of the nodes that predict the targets."""
+    decoder = backbone(model)
+    implementation = decoder.config._attn_implementation
+    attention: dict[str, Any]
+    if implementation == NAME:
+        attention = {"branches": batch.branches}
+    elif implementation == FLEX:
+        attention = {"attention_mask": flex_mask(batch.branches, model.device)}
+    else:
+        mask = dense_mask(batch.branches, len(batch.ids))
+        bias = torch.zeros(mask.shape, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+        attention = {"attention_mask": bias[None, None].to(model.device)}
+    states: torch.Tensor = decoder(
+        input_ids=batch.ids[None].to(model.device), position_ids=batch.positions[None].to(model.device), use_cache=False, **attention
+    ).last_hidden_state[0]
+    return states[batch.sources.to(states.device)]
 
 
 def backbone(model: PreTrainedModel) -> Any:
@@ -132,3 +143,6 @@ def check_architecture(config: Any) -> None:
         raise TrainingError(
             f"{config.model_type} uses {', '.join(sorted(kinds))}: prefix sharing would not be exact", "choose a model with full causal attention"
         )
+    scaled = [name for name in LOGIT_SCALES if getattr(config, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise TrainingError(f"{config.model_type} changes its logits after the head ({', '.join(scaled)}): the loss would not be its own", "choose another")

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, PROMPT_VERSION, VALIDATE_TASK, answer_target, proposal_text, score_target
 from train.attention import attend_by_branch
+from train.fused import fuse_layers
 from train.methods import Sample, prepare
 from train.recipe import Recipe
 from understudy.digests import digest_of
@@ -83,7 +84,9 @@ def make_model() -> Callable[[Recipe], Any]:
         base = tiny_base()
         base.requires_grad_(False)
         attend_by_branch(base)
-        return prepare(base, recipe, sample)
+        model = prepare(base, recipe, sample)
+        fuse_layers(model)
+        return model
 
     return make
 

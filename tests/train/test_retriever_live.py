@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rag.generations import live_generation
 from tests.conftest import EMBEDDER, NOTES, workspace_of_notes
-from train.checkpoint import FOLDER
+from train.checkpoint import newest_checkpoint
 from train.recipe import RetrieverRecipe
 from train.retriever import Pair, fit_pairs, load_model
 from understudy.cli import main
@@ -114,7 +114,7 @@ def test_a_killed_tuning_goes_on_as_the_one_that_was_not(little_embedder: Path, 
             fit(tmp_path / "killed", step)
     resumed = fit(tmp_path / "killed")
     assert (resumed.steps, resumed.losses) == (4, whole.losses)
-    wanted, found = (load_file(tmp_path / name / FOLDER / "state.safetensors") for name in ("whole", "killed"))
+    wanted, found = (load_file(newest_checkpoint(tmp_path / name) / "state.safetensors") for name in ("whole", "killed"))
     assert wanted.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 

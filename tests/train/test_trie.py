@@ -1,31 +1,61 @@
-"""Prefix sharing is exact: log-probabilities and gradients equal example-by-example training."""
+"""Prefix sharing is exact: log-probabilities and gradients of the adapter equal example-by-example training."""
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from train.attention import NAME, QUERY_BLOCK, Branch, attend_by_branch, dense_mask
-from train.trie import Row, check_architecture, distinct_tokens, merge_tries, target_logprobs, weighted_loss
+from tests.conftest import MODELS
+from train.attention import QUERY_BLOCK, ancestry, attend_by_branch, dense_mask, flex_mask, plan_blocks
+from train.base import attach_adapter
+from train.batches import Batcher
+from train.fused import fuse_layers
+from train.recipe import Recipe
+from train.trie import Row, TrieBatch, backbone, check_architecture, distinct_tokens, merge_tries, target_logprobs, weighted_loss
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
+from understudy.records import Example
 
 VOCABULARY = 7  # few tokens, so that random rows share prefixes
+TOLERANCE = 1e-5
+
+
+def adapted(base: Any, shared: str) -> Any:
+    """The base with LoRA on every linear, none of it zero; `shared` is how a trie is attended to, or "alone" for PEFT and SDPA as they come."""
+    base.requires_grad_(False)
+    if shared == "branches":
+        attend_by_branch(base)
+    made = attach_adapter(base, Recipe(rank=4))
+    if shared != "alone":
+        fuse_layers(made)
+    torch.manual_seed(1)
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.1)
+    return made.eval()
+
+
+def tiny(vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, **heads)).float()
 
 
 @pytest.fixture(scope="module", params=["branches", "dense mask"])
-def model(request: pytest.FixtureRequest) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    made = LlamaForCausalLM(config).float().eval()
-    if request.param == "branches":
-        attend_by_branch(made)
-    return made
+def shared(request: pytest.FixtureRequest) -> Any:
+    return adapted(tiny(), request.param)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    return adapted(tiny(), "alone")
 
 
 @st.composite
@@ -37,31 +67,76 @@ def rows(draw: st.DrawFn) -> list[Row]:
     return made
 
 
-def loss_alone(model: LlamaForCausalLM, row: Row) -> torch.Tensor:
+def logprobs_alone(model: Any, row: Row) -> torch.Tensor:
+    """Of the row's completion tokens, by the model's own forward pass on the row alone."""
     ids = torch.tensor(row.encoded.ids)
-    alone = {"branches": [Branch(0, len(ids), ())]} if model.config._attn_implementation == NAME else {}
-    logprobs = torch.log_softmax(model(ids[None], **alone).logits[0, :-1], dim=-1).gather(1, ids[1:, None])[:, 0]
-    weights = torch.full((len(ids) - max(1, row.encoded.completion),), row.weight)
+    logprobs = torch.log_softmax(model(ids[None]).logits[0, :-1].float(), dim=-1).gather(1, ids[1:, None])[:, 0]
+    return logprobs[max(1, row.encoded.completion) - 1 :]
+
+
+def loss_alone(model: Any, row: Row) -> torch.Tensor:
+    logprobs = logprobs_alone(model, row)
+    weights = torch.full_like(logprobs, row.weight)
     if row.first_weight is not None and row.encoded.completion > 0:
         weights[0] = row.first_weight
-    return -(weights * logprobs[max(1, row.encoded.completion) - 1 :]).sum()
+    return -(weights * logprobs).sum()
+
+
+def adapter_gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+def assert_gradients_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], by_tensor: bool = False) -> None:
+    """Every tensor, relative to its own norm or to the whole gradient's: some of a few short rows are sums that all but cancel out."""
+    whole = torch.stack([t.norm() for t in wanted.values()]).norm()
+    assert set(found) == set(wanted)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= TOLERANCE * (gradient.norm() if by_tensor else whole), name
+
+
+def assert_logprobs_equal(model: Any, trie: TrieBatch, reference: Any, batch: list[Row]) -> None:
+    """Each row's tokens have in the trie the log-probabilities that they have alone."""
+    nodes = nodes_of(batch)
+    with torch.no_grad():
+        by_place = dict(zip(zip(trie.sources.tolist(), trie.targets.tolist(), strict=True), target_logprobs(model, trie), strict=True))
+        for row, path in zip(batch, nodes, strict=True):
+            first = max(1, row.encoded.completion)
+            found = torch.stack([by_place[path[i - 1], row.encoded.ids[i]] for i in range(first, len(path))])
+            assert torch.allclose(found, logprobs_alone(reference, row), rtol=TOLERANCE, atol=1e-6)
+
+
+def nodes_of(batch: list[Row]) -> list[list[int]]:
+    """The trie node of each row's tokens: prefixes numbered as they first come."""
+    seen: dict[tuple[int, ...], int] = {}
+    return [[seen.setdefault(tuple(row.encoded.ids[: i + 1]), len(seen)) for i in range(len(row.encoded.ids))] for row in batch]
 
 
 @settings(max_examples=40, deadline=None)
 @given(batch=rows())
-def test_loss_and_gradients_equal_one_by_one(model: LlamaForCausalLM, batch: list[Row]) -> None:
-    model.zero_grad()
-    together = weighted_loss(model, merge_tries(batch))
-    together.backward()
-    shared = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    alone = torch.stack([loss_alone(model, row) for row in batch]).sum()
-    alone.backward()
-    assert torch.isclose(together, alone, rtol=1e-5, atol=1e-6)
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            scale = parameter.grad.abs().max().clamp(min=1e-3)
-            assert ((shared[name] - parameter.grad).abs().max() / scale) < 1e-4, name
+def test_logprobs_and_adapter_gradients_equal_one_by_one(shared: Any, alone: Any, batch: list[Row]) -> None:
+    trie = merge_tries(batch)
+    assert_logprobs_equal(shared, trie, alone, batch)
+    together, apart = weighted_loss(shared, trie), torch.stack([loss_alone(alone, row) for row in batch]).sum()
+    assert torch.isclose(together, apart, rtol=TOLERANCE)
+    assert_gradients_equal(adapter_gradients(shared, together), adapter_gradients(alone, apart))
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=rows())
+def test_a_batch_without_sharing_is_packing(shared: Any, alone: Any, batch: list[Row]) -> None:
+    """Its rows lie one after the other with positions of their own, and a packed batch of transformers gives the same."""
+    apart = [Row(Encoded([i, *row.encoded.ids[1:]], max(1, row.encoded.completion)), row.weight) for i, row in enumerate(batch)]
+    trie = merge_tries(apart)
+    assert trie.ids.tolist() == [token for row in apart for token in row.encoded.ids]
+    assert trie.positions.tolist() == [i for row in apart for i in range(len(row.encoded.ids))]
+    assert len(trie.ids) == trie.tokens
+    packed = alone(input_ids=trie.ids[None], position_ids=trie.positions[None], use_cache=False).logits[0]  # positions that start anew are borders to it
+    logprobs = torch.log_softmax(packed[trie.sources], dim=-1).gather(1, trie.targets[:, None])[:, 0]
+    loss = -(logprobs * trie.weights).sum()
+    together = weighted_loss(shared, trie)
+    assert torch.isclose(together, loss, rtol=TOLERANCE)
+    assert_gradients_equal(adapter_gradients(shared, together), adapter_gradients(alone, loss))
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,33 +151,80 @@ def test_nodes_are_the_distinct_prefixes(batch: list[Row]) -> None:
     assert float(trie.weights.sum()) == pytest.approx(total)
 
 
-def test_one_row_is_a_plain_sequence(model: LlamaForCausalLM) -> None:
-    row = Row(Encoded([1, 2, 3, 4], 2))
-    trie = merge_tries([row])
-    assert trie.ids.tolist() == [1, 2, 3, 4]
-    assert float(-target_logprobs(model, trie).sum().detach()) == pytest.approx(float(loss_alone(model, row).detach()), rel=1e-5)
+@settings(max_examples=40, deadline=None)
+@given(batch=rows())
+def test_blocks_and_the_walk_of_the_trie_are_the_dense_mask(batch: list[Row]) -> None:
+    """What the CPU attends by and what FlexAttention gets, which no test here can run on a GPU."""
+    trie = merge_tries(batch)
+    nodes = len(trie.ids)
+    wanted = dense_mask(trie.branches, nodes)
+    places = torch.arange(nodes)
+    assert torch.equal(ancestry(trie.branches)(torch.tensor(0), torch.tensor(0), places[:, None], places[None]), wanted)
+    by_blocks = torch.zeros_like(wanted)
+    for block in plan_blocks(tuple(trie.branches), torch.float32):
+        keys = torch.cat([torch.arange(start, end) for start, end in block.runs])
+        by_blocks[block.start : block.end, keys] = block.bias == 0
+    assert torch.equal(by_blocks, wanted)
+
+
+def test_a_flex_mask_holds_the_trie() -> None:
+    trie = merge_tries([Row(Encoded([*range(200), 300 + i, *range(100)], 200)) for i in range(3)])
+    mask = flex_mask(trie.branches, torch.device("cpu"))
+    nodes = len(trie.ids)
+    places = torch.arange(nodes)
+    assert mask.seq_lengths == (nodes, nodes)
+    assert torch.equal(mask.mask_mod(0, 0, places[:, None], places[None]), dense_mask(trie.branches, nodes))
+    blocks = mask.to_dense()[0, 0].bool()
+    assert not blocks[0, 1] and blocks[1, 0]  # blocks of 128 that no query needs are left out
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32), budgets=st.tuples(st.integers(256, 700), st.integers(700, 4000)))
+def test_an_epoch_sees_the_same_rows_whatever_the_batching(
+    examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast, seed: int, budgets: tuple[int, int]
+) -> None:
+    seen = []
+    for budget in budgets:
+        batches = Batcher(examples, passages, tokenizer, Recipe(tokens_per_batch=budget)).epoch(seed, 0)
+        seen.append(Counter((tuple(row.encoded.ids), row.encoded.completion, row.weight, row.first_weight) for batch in batches for row in batch))
+    assert seen[0] == seen[1]
 
 
 def test_long_branches_are_cut_into_blocks_without_a_difference() -> None:
-    torch.manual_seed(1)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    dense = LlamaForCausalLM(config).float()
-    blocked = LlamaForCausalLM(config).float()
-    blocked.load_state_dict(dense.state_dict())
-    attend_by_branch(blocked)
-    shared = torch.randint(0, 50, (2 * QUERY_BLOCK + 7,)).tolist()
-    batch = merge_tries([Row(Encoded(shared + torch.randint(0, 50, (length,)).tolist(), len(shared))) for length in (1, 9, QUERY_BLOCK + 3)])
-    losses = [weighted_loss(model, batch) for model in (dense, blocked)]
-    assert torch.isclose(*losses, rtol=1e-5)
-    for loss in losses:
-        loss.backward()
-    for name, parameter in dense.named_parameters():
-        assert torch.allclose(parameter.grad, blocked.get_parameter(name).grad, rtol=1e-3, atol=1e-5), name
+    blocked, reference = adapted(tiny(50), "branches"), adapted(tiny(50), "alone")
+    prefix = torch.randint(0, 50, (2 * QUERY_BLOCK + 7,)).tolist()
+    batch = [Row(Encoded([*prefix, 49 - length % 7, *torch.randint(0, 50, (length,)).tolist()], len(prefix))) for length in (1, 9, QUERY_BLOCK + 3)]
+    loss, wanted = weighted_loss(blocked, merge_tries(batch)), torch.stack([loss_alone(reference, row) for row in batch]).sum()
+    assert torch.isclose(loss, wanted, rtol=TOLERANCE)
+    assert_gradients_equal(adapter_gradients(blocked, loss), adapter_gradients(reference, wanted))
 
 
-def test_sliding_windows_are_refused() -> None:
-    check_architecture(SimpleNamespace(model_type="llama"))
-    with pytest.raises(TrainingError):
-        check_architecture(SimpleNamespace(model_type="m", sliding_window=64))
-    with pytest.raises(TrainingError):
-        check_architecture(SimpleNamespace(model_type="m", layer_types=["full_attention", "linear_attention"]))
+def test_sliding_windows_and_scaled_logits_are_refused() -> None:
+    check_architecture(SimpleNamespace(model_type="llama", logits_scaling=1.0))
+    for fault in ({"sliding_window": 64}, {"layer_types": ["full_attention", "linear_attention"]}, {"final_logit_softcapping": 30.0}, {"logits_scaling": 8}):
+        with pytest.raises(TrainingError):
+            check_architecture(SimpleNamespace(model_type="m", **fault))
+
+
+@pytest.mark.training
+def test_real_weights_train_as_one_by_one() -> None:
+    """SmolLM2-135M in float32, rank 4 on every linear: three questions over one passage, and two rows that share the system prompt alone."""
+    folder = MODELS / "smollm2-135m-instruct"
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def row(passage: str, question: str, answer: str) -> Row:
+        prompt = tokenizer.encode(f"Answer from the passage.\n{passage}\nQuestion: {question}\nAnswer:")
+        return Row(Encoded([*prompt, *tokenizer.encode(f" {answer}<|im_end|>")], len(prompt)))
+
+    passage = "The register of systems is kept by the data office, which reviews it in March and in September of each year."
+    batch = [row(passage, "Who keeps the register?", "The data office."), row(passage, "When is it reviewed?", "In March and in September.")]
+    batch += [row(passage, "Who pays?", "Not stated."), row("Access ends on the last day.", "When does access end?", "On the last day.")]
+    load = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "sdpa"}
+    blocked, reference = (adapted(AutoModelForCausalLM.from_pretrained(folder, **load), how) for how in ("branches", "alone"))
+    trie = merge_tries(batch)
+    assert len(trie.ids) < 0.7 * trie.tokens
+    assert backbone(blocked).config._attn_implementation != backbone(reference).config._attn_implementation
+    assert_logprobs_equal(blocked, trie, reference, batch)
+    together, apart = weighted_loss(blocked, trie), torch.stack([loss_alone(reference, row) for row in batch]).sum()
+    assert torch.isclose(together, apart, rtol=TOLERANCE)
+    assert_gradients_equal(adapter_gradients(blocked, together), adapter_gradients(reference, apart), by_tensor=True)
