@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -63,9 +64,8 @@ def test_structured_output_and_a_named_tool_pass(client: openai.OpenAI) -> None:
     schema: Any = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"], "additionalProperties": False}
     form: Any = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema, "strict": True}}
     answer = client.chat.completions.create(model="base", messages=TURNS, max_tokens=24, temperature=0, response_format=form)
-    assert (
-        answer.choices[0].message.content in ('{"yes": true}', '{"yes":true}', '{"yes": false}', '{"yes":false}') or answer.choices[0].finish_reason == "length"
-    )
+    written = answer.choices[0].message.content or ""
+    assert answer.choices[0].finish_reason == "length" or isinstance(json.loads(written)["yes"], bool)
     tools: Any = [{"type": "function", "function": {"name": "verdict", "parameters": schema}}]
     choice: Any = {"type": "function", "function": {"name": "verdict"}}
     called = client.chat.completions.create(model="base", messages=TURNS, max_tokens=24, temperature=0, tools=tools, tool_choice=choice)
