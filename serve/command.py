@@ -38,6 +38,7 @@ def run_serve(workspace: Workspace, wiring: Wiring) -> None:
     from serve.gateway.run import Supervisor, run_gateway
     from serve.gateway.server import listen
 
+    _require_unserved(workspace)
     spec, listening = plan_engine(workspace), listen(workspace)
     for manifest, _ in manifests(workspace):
         if not is_served(manifest.method):
@@ -87,10 +88,14 @@ def log_path(workspace: Workspace) -> Path:
 
 def _start(workspace: Workspace, spec: EngineSpec) -> Engine:
     with _starting(workspace):
-        running = find_engine(workspace)
-        if running is not None:
-            raise EngineError(f"this workspace is served already, at {running.url} (process {running.pid})", f"use it, or stop it: kill {running.pid}")
+        _require_unserved(workspace)
         return start_engine(spec, log_path(workspace), _say, workspace.engine_file)
+
+
+def _require_unserved(workspace: Workspace) -> None:
+    running = find_engine(workspace)
+    if running is not None:
+        raise EngineError(f"this workspace is served already, at {running.url} (process {running.pid})", "use it, or end the command that runs it")
 
 
 @contextmanager

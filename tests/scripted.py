@@ -31,6 +31,7 @@ class Endpoint:
         self.refuses_logprobs = False
         self.keeps_limits = False  # whether a completion ends at max_tokens, of four characters each
         self.faults: list[Fault] = []
+        self.listing_seconds = 0.0  # how long GET /models takes
         self.listed: dict[str, tuple[str, str]] = {}  # what GET /models says: name → (root, parent)
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
@@ -64,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     endpoint: Endpoint
 
     def do_GET(self) -> None:
+        time.sleep(self.endpoint.listing_seconds)
         self.send(200, {"data": [{"id": name, "root": root, "parent": parent} for name, (root, parent) in self.endpoint.listed.items()]})
 
     def do_POST(self) -> None:

@@ -202,7 +202,7 @@ class Config(Section):
         description="where records live: sqlite:///PATH inside the workspace, mongodb://HOST/DATABASE, or env:NAME, a variable that holds the URL",
     )
     tenant: str = Field("default", description="whose documents and traces commands work on")
-    offline: bool = Field(False, description="refuse every remote, whatever asks for it")
+    offline: bool = Field(False, description="refuse every one of `remotes`, whatever asks for it")
     recipe: str = Field("default", description="the training recipe `train` takes when none is named")
     models: Models = Models()
     ingest: Ingest = Ingest()

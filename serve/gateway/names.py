@@ -173,20 +173,29 @@ class Names:
         async with self._making:
             if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
                 engine = self.engine
-                listing = await self._listing(engine) if engine else None
-                try:
-                    made = await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
-                except AdapterError as error:
-                    if self._made is None or self._made[1] is not engine:
-                        raise
-                    self._log.write("fault", kind="AdapterError", message=error.message, remedy=error.remedy)
-                    made = self._made[2]  # a manifest that was broken since takes no other model's traffic away
-                self._made = (time.monotonic(), engine, made)
+                self._made = (time.monotonic(), engine, await self._make(engine))
             return self._made[2]
+
+    async def _make(self, engine: RunningEngine | None) -> Catalogue:
+        """The catalogue anew. The one before it stands while a busy engine does not list what it serves, or a manifest is broken."""
+        before = self._made[2] if self._made and self._made[1] is engine else None
+        try:
+            listing = await self._listing(engine) if engine else None
+            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
+        except TimeoutError:
+            return before or read_catalogue(self._workspace, None, {})
+        except AdapterError as error:
+            if before is None:
+                raise
+            self._log.write("fault", kind="AdapterError", message=error.message, remedy=error.remedy)
+            return before
 
     async def answers(self) -> bool:
         """Whether the engine answers at all."""
-        return self.engine is not None and await self._listing(self.engine) is not None
+        try:
+            return self.engine is not None and await self._listing(self.engine) is not None
+        except TimeoutError:
+            return False
 
     def expire(self) -> None:
         """Look anew before the next answer: a server could not be reached."""
@@ -197,13 +206,15 @@ class Names:
         return time.monotonic() - self._made[0] if self._made else math.inf
 
     async def _listing(self, engine: RunningEngine) -> Listing | None:
-        """None where the engine does not answer."""
+        """None where nothing is there. Raises TimeoutError where it takes long to answer."""
         try:
             timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
             async with self._http.get(f"{engine.url}/models", timeout=timeout, allow_redirects=False) as reply:
                 rows: list[dict[str, Any]] = (await reply.json(content_type=None))["data"]
                 return {row["id"]: (row.get("root") or "", row.get("parent") or "") for row in rows}
-        except (aiohttp.ClientError, OSError, TimeoutError, KeyError, TypeError, ValueError):
+        except TimeoutError:
+            raise
+        except (aiohttp.ClientError, OSError, KeyError, TypeError, ValueError):
             return None
 
 

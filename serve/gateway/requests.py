@@ -21,6 +21,8 @@ BOUNDED_IN_SCHEMAS = ("minItems", "maxItems", "minLength", "maxLength", "minProp
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]  # the engine itself refuses those beyond its vocabulary
+TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -133,14 +135,14 @@ class Sampling(Strict):
     """What chat and plain completions share."""
 
     model: Name
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenCount | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=256, description="taken and not passed on, like the five after it")
@@ -162,7 +164,7 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
@@ -182,7 +184,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(max_length=MAX_CHOICES)] | list[int]
+    prompt: str | Annotated[list[str], Field(max_length=MAX_CHOICES)] | list[TokenId]
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
@@ -232,7 +234,7 @@ class ResponseRequest(Strict):
     model: Name
     input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: TokenCount | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None

@@ -118,6 +118,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"top_logprobs": 100},
     {"stop": ["a"] * 100},
     {"max_tokens": 0},
+    {"max_tokens": 10**30},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}]},
     {"messages": [{"role": "root", "content": "x"}]},
     {"messages": []},
@@ -136,6 +137,12 @@ def test_hostile_fields_never_reach_the_engine(workspace: Workspace, endpoint: E
         assert answer.status_code == 400, body
         assert error_of(answer)["type"] == "invalid_request_error"
         assert next(iter(body)) in (error_of(answer)["param"] or ""), answer.text
+    assert endpoint.bodies == []
+
+
+def test_hostile_prompts_never_reach_the_engine(workspace: Workspace, endpoint: Endpoint) -> None:
+    for prompt in ([-1], [2**40], ["x"] * 100, [[1]], {"url": "http://10.0.0.1/"}, None):
+        assert ask(workspace, engine_of(endpoint), "/v1/completions", model="base", prompt=prompt).status_code == 400
     assert endpoint.bodies == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -51,7 +52,8 @@ def test_the_sdk_reaches_the_base_whole_and_streamed(client: openai.OpenAI) -> N
     stream = client.chat.completions.create(model="base", messages=TURNS, max_tokens=16, temperature=0, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
-    assert chunks[-1].usage == whole.usage
+    counted, whole_counted = chunks[-1].usage, whole.usage
+    assert counted and whole_counted and (counted.prompt_tokens, counted.completion_tokens) == (whole_counted.prompt_tokens, whole_counted.completion_tokens)
     assert client.completions.create(model=BASE, prompt="The capital of France is", max_tokens=4, temperature=0).choices[0].text
     response = client.responses.create(model="base", input="What is the capital of France?", max_output_tokens=16, temperature=0)
     assert response.output_text == text
@@ -62,9 +64,8 @@ def test_structured_output_and_a_named_tool_pass(client: openai.OpenAI) -> None:
     schema: Any = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"], "additionalProperties": False}
     form: Any = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema, "strict": True}}
     answer = client.chat.completions.create(model="base", messages=TURNS, max_tokens=24, temperature=0, response_format=form)
-    assert (
-        answer.choices[0].message.content in ('{"yes": true}', '{"yes":true}', '{"yes": false}', '{"yes":false}') or answer.choices[0].finish_reason == "length"
-    )
+    written = answer.choices[0].message.content or ""
+    assert answer.choices[0].finish_reason == "length" or isinstance(json.loads(written)["yes"], bool)
     tools: Any = [{"type": "function", "function": {"name": "verdict", "parameters": schema}}]
     choice: Any = {"type": "function", "function": {"name": "verdict"}}
     called = client.chat.completions.create(model="base", messages=TURNS, max_tokens=24, temperature=0, tools=tools, tool_choice=choice)

@@ -94,6 +94,20 @@ def test_a_manifest_that_breaks_takes_no_other_models_traffic_away(workspace: Wo
     assert "manifest.json" in (workspace.logs / "gateway.jsonl").read_text()
 
 
+def test_an_engine_that_is_too_busy_to_list_its_models_keeps_its_traffic(workspace: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.gateway.names.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("serve.gateway.names.LISTING_SECONDS", 0.05)
+
+    async def use(client: httpx.AsyncClient) -> list[int]:
+        body = {"model": "base", "messages": TURNS}
+        answers = [await client.post("/v1/chat/completions", json=body)]
+        endpoint.listing_seconds = 0.2
+        answers += [await client.get("/ready"), await client.post("/v1/chat/completions", json=body)]
+        return [answer.status_code for answer in answers]
+
+    assert through(workspace, engine_of(endpoint), use) == [200, 200, 200]
+
+
 def with_remote(workspace: Workspace, remote: Endpoint, **settings: Any) -> Workspace:
     remotes = {"far": Remote(base_url=remote.model.base_url, model="far-model", api_key_env="TEST_FAR_KEY")}
     return replace(workspace, config=workspace.config.model_copy(update={"remotes": remotes, **settings}))
