@@ -17,7 +17,7 @@ from scipy.special import ndtri
 
 from rag.eval.coverage import TABLE
 from rag.eval.estimators import Numbers
-from rag.eval.resampling import draw_counts, make_interval, units_drawn
+from rag.eval.resampling import draw_counts, make_interval
 from understudy.files import write_json, write_text
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
@@ -46,7 +46,7 @@ def simulate(generator: np.random.Generator, documents: int, each: int, rates: t
 def intervals(differences: Numbers, clusters: list[str]) -> Numbers:
     """[simulations, 2] by the product's own draws and ends; every simulation is resampled by the same draws."""
     means = np.concatenate([drawn @ differences for drawn in draw_counts(clusters, RESAMPLES, 0)]) / len(clusters)
-    found = [make_interval(float(differences[:, place].mean()), means[:, place], units_drawn(clusters)) for place in range(differences.shape[1])]
+    found = [make_interval(float(differences[:, place].mean()), means[:, place]) for place in range(differences.shape[1])]
     return np.array([[interval.low, interval.high] for interval in found])
 
 

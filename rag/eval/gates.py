@@ -64,7 +64,7 @@ def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     difference = sign * found.value
     is_reached = low > limit if rule == "min_gain" else low >= limit  # a gain is more than its limit, a loss may equal it
     status: Literal["pass", "fail", "undecided"] = "pass" if is_reached else "fail" if high < limit else "undecided"
-    detectable = detectable_sds(draws.units(metric, gate.against, name), gate.confidence) * draws.spread(gate.against, name, metric)
+    detectable = detectable_sds(gate.confidence) * draws.spread(gate.against, name, metric)
     more = questions_needed(difference - limit, detectable, n) if status == "undecided" else None
     return GateResult(metric, name, gate.against, rule, limit, gate.confidence, difference, low, high, n, status, more)
 
