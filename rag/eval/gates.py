@@ -57,7 +57,7 @@ def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     found = draws.difference(gate.against, name, metric, gate.confidence)
     rule: Literal["min_gain", "max_loss"] = "max_loss" if gate.min_gain is None else "min_gain"
     limit = -(gate.max_loss or 0.0) if gate.min_gain is None else gate.min_gain
-    n = draws.compare(gate.against, name, metric).n
+    n = int(draws.defined(metric, gate.against, name).sum())
     if found.value is None or found.low is None or found.high is None:
         return GateResult(metric, name, gate.against, rule, limit, gate.confidence, found.value, None, None, n, "undecided", None)
     low, high = sorted((sign * found.low, sign * found.high))

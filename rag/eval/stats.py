@@ -91,7 +91,7 @@ class Draws:
 
     def compare(self, a: str, b: str, metric: str) -> Comparison:
         """b against a on one metric, before any correction."""
-        found, is_defined = self.difference(a, b, metric), self._defined(metric, a, b)
+        found, is_defined = self.difference(a, b, metric), self.defined(metric, a, b)
         n, documents = int(is_defined.sum()), len({cluster for cluster, counts in zip(self.clusters, is_defined, strict=True) if counts})
         test = mcnemar(self.rows[a], self.rows[b], metric) if METRICS[metric].is_binary else None
         if found.value is None:
@@ -105,7 +105,7 @@ class Draws:
             coverage=simulated_coverage(n, documents if drawn_clusters(self.clusters) else 0),
         )
 
-    def _defined(self, metric: str, *names: str) -> np.ndarray:
+    def defined(self, metric: str, *names: str) -> np.ndarray:
         """Whether any of the models defines the metric on a row, [rows]."""
         return np.asarray(np.any([~np.isnan(row_values(self.rows[name], metric)) for name in names], axis=0))
 
