@@ -17,7 +17,7 @@ from scipy.special import ndtri
 
 from rag.eval.coverage import TABLE
 from rag.eval.estimators import Numbers
-from rag.eval.resampling import draw_counts, make_interval, units_drawn
+from rag.eval.resampling import draw_counts, make_interval
 from understudy.files import write_json, write_text
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
@@ -43,20 +43,24 @@ def simulate(generator: np.random.Generator, documents: int, each: int, rates: t
     return second.astype(np.float64) - first
 
 
-def intervals(differences: Numbers, clusters: list[str]) -> Numbers:
-    """[simulations, 2] by the product's own draws and ends; every simulation is resampled by the same draws."""
-    means = np.concatenate([drawn @ differences for drawn in draw_counts(clusters, RESAMPLES, 0)]) / len(clusters)
-    found = [make_interval(float(differences[:, place].mean()), means[:, place], units_drawn(clusters)) for place in range(differences.shape[1])]
+def intervals(differences: Numbers, drawn: Numbers) -> Numbers:
+    """[simulations, 2] by the product's own draws [resamples, questions] and ends; every simulation is resampled by the same draws."""
+    means = drawn @ differences.astype(np.float32) / len(differences)
+    found = [make_interval(float(differences[:, place].mean()), means[:, place]) for place in range(differences.shape[1])]
     return np.array([[interval.low, interval.high] for interval in found])
 
 
-def run(documents: int, each: int, rates: tuple[float, float], effect: float) -> tuple[float, float, float]:
-    """(coverage, mean width, share of intervals that leave out zero) of one cell; `documents` 0 is `each` questions alone."""
+def draw(documents: int, each: int) -> Numbers:
+    """How often each question is drawn, [resamples, questions]; `documents` 0 is `each` questions alone."""
+    clusters = [str(place // each) for place in range(documents * each)] or [str(place) for place in range(each)]
+    return np.concatenate(list(draw_counts(clusters, RESAMPLES, 0))).astype(np.float32)
+
+
+def run(documents: int, each: int, rates: tuple[float, float], effect: float, drawn: Numbers) -> tuple[float, float, float]:
+    """(coverage, mean width, share of intervals that leave out zero) of one cell."""
     generator = np.random.default_rng([documents, each, int(1000 * sum(rates)), int(100 * effect)])
-    alone = not documents
-    differences = simulate(generator, each if alone else documents, 1 if alone else each, rates, effect)
-    clusters = [str(place if alone else place // each) for place in range(len(differences))]
-    low, high = intervals(differences, clusters).T
+    differences = simulate(generator, documents or each, each if documents else 1, rates, effect)
+    low, high = intervals(differences, drawn).T
     truth = rates[1] - rates[0]
     return float(((low <= truth) & (truth <= high)).mean()), float((high - low).mean()), float(((low > 0) | (high < 0)).mean())
 
@@ -66,14 +70,15 @@ def main() -> None:
     sizes = [(0, each) for each in ALONE] + [(documents, each) for documents in DOCUMENTS for each in EACH]
     coverage, power = [], []
     for documents, each in sizes:
+        drawn = draw(documents, each)
         for effect in EFFECTS if documents else (0.0,):
             for rates in RATES:
-                share, width, _ = run(documents, each, rates, effect)
+                share, width, _ = run(documents, each, rates, effect, drawn)
                 row = {"documents": documents, "questions_per_document": each, "document_effect": effect, "rates": rates}
                 coverage.append({**row, "coverage": round(share, 4), "width": round(width, 3)})
                 print(json.dumps({"bench": "coverage", **coverage[-1]}), flush=True)
         for planted in PLANTED:
-            *_, found = run(documents, each, (0.4, 0.4 + planted), 0.1 if documents else 0.0)
+            *_, found = run(documents, each, (0.4, 0.4 + planted), 0.1 if documents else 0.0, drawn)
             power.append({"documents": documents, "questions_per_document": each, "difference": planted, "found": round(found, 3)})
             print(json.dumps({"bench": "power", **power[-1]}), flush=True)
     write_json(TABLE, {"simulations": SIMULATIONS, "resamples": RESAMPLES, "coverage": coverage, "power": power})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytrec_eval
 from rouge_score import rouge_scorer
+from transformers.data.metrics import squad_metrics
 
 TARGET = Path(__file__).parent.parent / "tests" / "rag" / "eval" / "data" / "references.json"
 WORDS = [
@@ -35,6 +36,17 @@ WORDS = [
     "(Article",
     "18).",
 ]
+
+
+def squad(generator: random.Random) -> list[dict[str, object]]:
+    """Texts of words with articles, marks and repeats, in lengths from nothing on."""
+    words = ["the", "a", "An", "owl", "Owl,", "cat.", "1,200", "high-risk", "“owl”", ""]
+    rows = []
+    for _ in range(60):
+        prediction, answer = (" ".join(generator.choices(words, k=generator.randrange(0, 6))) for _ in range(2))
+        f1, exact = squad_metrics.compute_f1(answer, prediction), squad_metrics.compute_exact(answer, prediction)
+        rows.append({"prediction": prediction, "answer": answer, "f1": float(f1), "exact": exact})
+    return rows
 
 
 def rouge(generator: random.Random) -> list[dict[str, object]]:
@@ -66,4 +78,4 @@ def ranking(generator: random.Random) -> list[dict[str, object]]:
 if __name__ == "__main__":
     generator = random.Random(0)
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(json.dumps({"rouge": rouge(generator), "ranking": ranking(generator)}, indent=0) + "\n")
+    TARGET.write_text(json.dumps({"rouge": rouge(generator), "ranking": ranking(generator), "squad": squad(generator)}, indent=0) + "\n")

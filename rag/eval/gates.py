@@ -57,14 +57,14 @@ def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     found = draws.difference(gate.against, name, metric, gate.confidence)
     rule: Literal["min_gain", "max_loss"] = "max_loss" if gate.min_gain is None else "min_gain"
     limit = -(gate.max_loss or 0.0) if gate.min_gain is None else gate.min_gain
-    n = draws.compare(gate.against, name, metric).n
+    n = int(draws.defined(metric, gate.against, name).sum())
     if found.value is None or found.low is None or found.high is None:
         return GateResult(metric, name, gate.against, rule, limit, gate.confidence, found.value, None, None, n, "undecided", None)
     low, high = sorted((sign * found.low, sign * found.high))
     difference = sign * found.value
     is_reached = low > limit if rule == "min_gain" else low >= limit  # a gain is more than its limit, a loss may equal it
     status: Literal["pass", "fail", "undecided"] = "pass" if is_reached else "fail" if high < limit else "undecided"
-    detectable = detectable_sds(draws.units(metric, gate.against, name), gate.confidence) * draws.spread(gate.against, name, metric)
+    detectable = detectable_sds(gate.confidence) * draws.spread(gate.against, name, metric)
     more = questions_needed(difference - limit, detectable, n) if status == "undecided" else None
     return GateResult(metric, name, gate.against, rule, limit, gate.confidence, difference, low, high, n, status, more)
 

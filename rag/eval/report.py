@@ -65,7 +65,7 @@ def build_report(
         "seed": seed,
         "resampled": statistics.resampled,
         "clusters": statistics.clusters,
-        "interval": "expanded percentile, 95 %",
+        "interval": "percentile, 95 %",
         "correction": "Holm, over the pairs of the verdict's metrics, and over all others",
     }
     report: dict[str, Any] = {

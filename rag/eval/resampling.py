@@ -3,19 +3,17 @@
 A resample is a row of counts, how often each question was drawn, and a metric is a function of such rows
 (`rag.eval.metrics.estimator`). Every model and metric sees the same draws, so differences are paired, and metrics that are no
 plain means (balanced accuracy, AUROC, quantiles) need nothing of their own. Two stages (Davison and Hinkley 1997, Bootstrap
-Methods, 3.8): questions about one document are not independent, and intervals that forget it are too narrow. Intervals are
-percentile ones, expanded for few clusters (Hesterberg 2015, What Teachers Should Know About the Bootstrap, 4.5.1): the tails are
-Student's, with one degree of freedom less than there are units drawn.
+Methods, 3.8): questions about one document are not independent, and intervals that forget it are too narrow. How well the
+intervals hold is simulated by scripts/bench_coverage.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri
 
 from rag.eval.estimators import Estimator, Means, Numbers
 
@@ -23,7 +21,7 @@ FEWEST_CLUSTERS = 5  # with fewer documents, resampling them says nothing
 FEWEST_BEYOND = 10  # resamples beyond zero
 BATCH = 500  # resamples evaluated at once; bounds memory
 CONFIDENCE = 0.95
-Z_OF_POWER = 0.84  # of 80 %
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,6 @@ def drawn_clusters(clusters: Sequence[str]) -> int:
     """How many documents are resampled; 0 where they are too few, or where every question stands alone."""
     count = len(set(clusters))
     return count if FEWEST_CLUSTERS <= count < len(clusters) else 0
-
-
-def units_drawn(clusters: Sequence[str], is_defined: Sequence[bool] | None = None) -> int:
-    """The units whose number limits an interval: documents where they are drawn, else questions; of those that define the metric."""
-    defined = [cluster for cluster, counts in zip(clusters, is_defined or [True] * len(clusters), strict=True) if counts]
-    return len(set(defined)) if drawn_clusters(clusters) else len(defined)
 
 
 def bootstrap(estimators: Sequence[Estimator], clusters: Sequence[str], resamples: int, seed: int) -> Numbers:
@@ -80,42 +72,33 @@ def evaluate_all(estimators: Sequence[Estimator], drawn: Numbers) -> Numbers:
     return np.stack(found)
 
 
-def make_interval(value: float, draws: Numbers, units: int, confidence: float = CONFIDENCE) -> Interval:
-    """The expanded percentile interval of a value; resamples in which it is undefined are left out, and one unit has no interval."""
+def make_interval(value: float, draws: Numbers, confidence: float = CONFIDENCE) -> Interval:
+    """The percentile interval of a value; resamples in which it is undefined are left out."""
     defined = draws[~np.isnan(draws)]
     if np.isnan(value) or not len(defined):
         return Interval(None, None, None)
-    if units < 2:
-        return Interval(float(value), None, None)
-    tail = float(ndtr(-half_width(units, confidence)))
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)))
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(value), float(low), float(high))
 
 
-def half_width(units: int, confidence: float = CONFIDENCE) -> float:
-    """Half the width of an expanded interval of two or more units, in standard deviations of normal draws."""
-    return -float(stdtrit(units - 1, (1 - confidence) / 2)) * math.sqrt(units / (units - 1))
-
-
-def detectable_sds(units: int, confidence: float = CONFIDENCE) -> float:
+def detectable_sds(confidence: float = CONFIDENCE) -> float:
     """The true difference, in standard deviations of the draws, whose interval leaves out zero 4 times in 5."""
-    return half_width(units, confidence) + Z_OF_POWER
+    return float(ndtri((1 + confidence) / 2) + ndtri(POWER))
 
 
-def two_sided_p(value: float, draws: Numbers, units: int) -> float | None:
+def two_sided_p(value: float, draws: Numbers) -> float | None:
     """The p-value of a difference being zero: 1 − the confidence at which its interval would just touch zero; None where undefined.
 
     Where fewer than FEWEST_BEYOND resamples lie beyond zero, their share says little, and the tail is taken to be a normal one.
     """
     defined = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(defined) or units < 2:
+    if np.isnan(value) or not len(defined):
         return None
     beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    z = max(0.0, -float(ndtri((beyond + 1) / (len(defined) + 1))))
-    deviation = float(defined.std())
+    tail, deviation = (beyond + 1) / (len(defined) + 1), float(defined.std())
     if beyond < FEWEST_BEYOND and deviation > 0:
-        z = max(z, abs(value) / deviation)
-    return min(1.0, 2 * float(stdtr(units - 1, -z / math.sqrt(units / (units - 1)))))
+        tail = min(tail, float(ndtr(-abs(value) / deviation)))
+    return min(1.0, 2 * tail)
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], clusters: Sequence[str] = (), resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -123,4 +106,4 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], clusters: Sequence[
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     names = list(clusters) or [str(place) for place in range(len(differences))]
     mean = Means(((differences, np.ones(len(differences))),))
-    return make_interval(float(differences.mean()), bootstrap([mean], names, resamples, seed)[0], units_drawn(names))
+    return make_interval(float(differences.mean()), bootstrap([mean], names, resamples, seed)[0])

@@ -11,7 +11,7 @@ import numpy as np
 from rag.eval.coverage import simulated_coverage
 from rag.eval.estimators import Numbers
 from rag.eval.metrics import METRICS, QUANTILES, Row, column, estimator
-from rag.eval.resampling import Interval, bootstrap, detectable_sds, drawn_clusters, evaluate_all, make_interval, two_sided_p, units_drawn
+from rag.eval.resampling import Interval, bootstrap, detectable_sds, drawn_clusters, evaluate_all, make_interval, two_sided_p
 from understudy.records import Question
 
 OVER_ALL_ROWS = {"validator_auroc": "score", "calibration_error": "score", **{metric: key for metric, (key, _) in QUANTILES.items()}}
@@ -76,18 +76,14 @@ class Draws:
     points: dict[tuple[str, str], float]  # by (model, metric); NaN where undefined
     resampled: dict[tuple[str, str], Numbers]  # [resamples]
 
-    def units(self, metric: str, *names: str) -> int:
-        """The units that limit an interval of this metric of these models."""
-        return units_drawn(self.clusters, self._defined(metric, *names).tolist())
-
     def interval(self, name: str, metric: str) -> Interval:
         """A model's metric with its interval."""
-        return make_interval(self.points[name, metric], self.resampled[name, metric], self.units(metric, name))
+        return make_interval(self.points[name, metric], self.resampled[name, metric])
 
     def difference(self, a: str, b: str, metric: str, confidence: float = 0.95) -> Interval:
         """b − a with its interval."""
         draws = self.resampled[b, metric] - self.resampled[a, metric]
-        return make_interval(self.points[b, metric] - self.points[a, metric], draws, self.units(metric, a, b), confidence)
+        return make_interval(self.points[b, metric] - self.points[a, metric], draws, confidence)
 
     def spread(self, a: str, b: str, metric: str) -> float:
         """Standard deviation of b − a over the resamples."""
@@ -95,20 +91,21 @@ class Draws:
 
     def compare(self, a: str, b: str, metric: str) -> Comparison:
         """b against a on one metric, before any correction."""
-        found, units, n = self.difference(a, b, metric), self.units(metric, a, b), int(self._defined(metric, a, b).sum())
+        found, is_defined = self.difference(a, b, metric), self.defined(metric, a, b)
+        n, documents = int(is_defined.sum()), len({cluster for cluster, counts in zip(self.clusters, is_defined, strict=True) if counts})
         test = mcnemar(self.rows[a], self.rows[b], metric) if METRICS[metric].is_binary else None
         if found.value is None:
             return Comparison(a, b, metric, n, None, None, None, None, test)
         return Comparison(
             *(a, b, metric, n, found.value, found.low, found.high),
-            detectable=detectable_sds(units) * self.spread(a, b, metric) if units > 1 else None,
+            detectable=detectable_sds() * self.spread(a, b, metric),
             mcnemar=test,
-            p=two_sided_p(found.value, self.resampled[b, metric] - self.resampled[a, metric], units),
+            p=two_sided_p(found.value, self.resampled[b, metric] - self.resampled[a, metric]),
             effect_size=effect_size(self.rows[a], self.rows[b], metric),
-            coverage=simulated_coverage(n, units if drawn_clusters(self.clusters) else 0),
+            coverage=simulated_coverage(n, documents if drawn_clusters(self.clusters) else 0),
         )
 
-    def _defined(self, metric: str, *names: str) -> np.ndarray:
+    def defined(self, metric: str, *names: str) -> np.ndarray:
         """Whether any of the models defines the metric on a row, [rows]."""
         return np.asarray(np.any([~np.isnan(row_values(self.rows[name], metric)) for name in names], axis=0))
 

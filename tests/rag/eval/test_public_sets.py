@@ -116,7 +116,7 @@ def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path, name: 
         imported(put(tmp_path / "y.json", {"data": [{"title": "t", "paragraphs": 3}]}), tmp_path, kind="squad")
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_file_names_are_plain_and_distinct(left: str, right: str) -> None:
     for title in (left, right):
