@@ -42,6 +42,8 @@ class Reading:
     content: frozenset[str]  # concepts
     wording: Wording
     words: frozenset[str]  # every word, lower-case
+    bound: dict[str, str]  # a number, a day or a rank, and the concept that it stands before
+    duty: bool  # the first word that says may or must says must
     outwards: bool  # I or we do it to you
     person: str  # "I" where I or we do something, "me" where it is done to us, "" where both, neither or a passive hides it
     tense: str  # of its auxiliaries: "past", "present", or "" where they are mixed or missing
@@ -75,6 +77,8 @@ def read_question(question: str) -> Reading:
     numbers: Counter[str] = Counter()
     markers: dict[str, set[str]] = {name: set() for name in MARKERS}
     placed: list[Clause] = []
+    bound: dict[str, str] = {}
+    modal = ""
     for tokens in clauses:
         inside: list[Token] = []
         preposition = ""
@@ -88,6 +92,9 @@ def read_question(question: str) -> Reading:
             elif token not in NEGATIONS and token not in STOPWORDS and token not in DATES and token not in UNITS and token not in _KINDS:
                 inside.append(Token(token, concept_of(token), preposition, token in names or before in DETERMINERS or before in PREPOSITIONS - {"to"} - names))
                 continue  # what a preposition governs goes on
+            modal = modal or MARKERS["modality"].get(token, "")
+            if after and after not in STOPWORDS | DATES | UNITS and (_is_number(token, before) or token in DATES or token in _RANKS):
+                bound[NUMBERS.get(token, token)] = concept_of(after)
             is_asked_for = token == "who" and (after == "BY" or not (inside and inside[-1].concept))  # "the keeper who" asks for nobody
             inside.append(Token(token, WHO if is_asked_for else ""))
             preposition = token if token in PREPOSITIONS - names else preposition if token in DETERMINERS and before == preposition else ""
@@ -107,6 +114,8 @@ def read_question(question: str) -> Reading:
         words=seen,
         person="" if seen & _BE or bool(seen & _ME) == bool(seen & _I) else "I" if seen & _I else "me",
         tense="" if bool(seen & _PAST) == bool(seen & _PRESENT) else "past" if seen & _PAST else "present",
+        bound=bound,
+        duty=modal == "must",
         outwards=any(_OUTWARDS.search(" ".join(tokens)) for tokens in clauses),
     )
 
@@ -143,6 +152,9 @@ def _different_facts(a: Reading, b: Reading) -> list[str]:
     for label, left, right in (("number", a.numbers.keys(), b.numbers.keys()), ("date", a.dates, b.dates), ("unit", a.units, b.units)):
         if left != right:
             found.append(f"{label}: {_listed(left - right)} / {_listed(right - left)}")
+    shared = a.content & b.content
+    bound = [word for word in sorted(a.bound.keys() & b.bound.keys()) if a.bound[word] != b.bound[word] and {a.bound[word], b.bound[word]} <= shared]
+    found += [f"roles: {word} {a.bound[word]} / {word} {b.bound[word]}" for word in bound]
     strangers = {name for mine, other in ((a, b), (b, a)) for name in mine.names if concept_of(name) not in map(concept_of, other.words)}
     return found + ([f"name: {_listed(strangers)}"] if strangers else [])
 
@@ -151,7 +163,7 @@ def _different_markers(a: Reading, b: Reading) -> list[str]:
     found = []
     for name in MARKERS:
         left, right = a.markers[name], b.markers[name]
-        is_duty_asked = "must" in left ^ right and a.kind == "polar"  # whether one must is not whether one does
+        is_duty_asked = a.kind == "polar" and name == "modality" and ("must" in left ^ right or a.duty != b.duty)  # one must: one does
         if not (left <= right or right <= left) or (left ^ right) & _DECISIVE or is_duty_asked:
             found.append(f"{name}: {_listed(left - right)} / {_listed(right - left)}")
     return found
@@ -240,6 +252,7 @@ def _joined(lines: str) -> dict[str, str]:
 _BE = words("is are was were be been being get gets got")
 _I, _ME = words("i we"), words("me us")
 _PAST, _PRESENT = words("did was were"), words("do does is are am will")
+_RANKS = words("first last minimum maximum least most only all every each some average")
 _CONDITIONS = words("when if while once unless because whenever where")
 _ALL_NOT = re.compile(r"\b(all|every|each|everyone|everybody|everything)\b.* not\b")
 _OUTWARDS = re.compile(r"\b(i|we) (\w+ ){1,3}you\b")

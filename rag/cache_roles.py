@@ -32,8 +32,8 @@ _PARTICIPLE = re.compile(
     r"rung|left|felt|dealt|built|lent|sent|spent|bent|told|sold|held|met|set|put|cut|shut|hit|let|made|read|led|fed|bred|shed|spread|split|cast|done|"
     r"gone|seen|won|spun|lost|shot|hurt|struck|stuck|dug|run|begun|drunk|sunk|swum|born|worn|torn|sworn|hidden|ridden|bidden|beaten|eaten|heard|laid"
 )
-_OPPOSITE_WAYS = [{"to", "from"}, {"to", "of"}, {"into", "from"}, {"for", "from"}, {"towards", "from"}, {"with", "against"}, {"with", "without"},
-                  {"for", "against"}, {"by", "to"}, {"by", "for"}, {"by", "without"}, {"before", "after"}, {"over", "under"}, {"inside", "outside"}]  # fmt: skip
+_WAYS = "to from|to of|into from|for from|towards from|with against|with without|for against|by to|by for|by without|before after|over under|inside outside"
+_OPPOSITE_WAYS = [set(way.split()) for way in re.split(r"\|", _WAYS)]
 _TIMES = words("before after during until")
 _HANGING = words("with without from")  # phrases that say which one is meant of what stands before them
 _COMPOUNDING = words("of for in on at")
@@ -225,9 +225,11 @@ def _passive_verbs(part: Clause) -> list[int]:
 
 
 def _is_participle(part: Clause, place: int) -> bool:
-    """Whether the word may be a participle that ends a verb group: nothing with content, besides an adverb, follows it directly."""
+    """Whether the word may be a participle that ends a verb group: nothing with content follows it directly, an adverb excepted."""
     if place >= len(part) or part[place].is_noun or not _PARTICIPLE.fullmatch(part[place].word):
         return False
+    if place > 1 and part[place - 1].word in _BE:
+        return True  # "who is given morphine": nothing can come between
     after = part[place + 1] if place + 1 < len(part) else Token("")
     return after.concept in ("", WHO) or _is_adverb(after.word) or after.word in _PARTICLES | PREPOSITIONS
 

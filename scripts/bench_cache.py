@@ -1,6 +1,6 @@
-"""The semantic cache against other rules, over labelled pairs and replayed streams of them; and its latency at 100,000 entries.
+"""The semantic cache against other rules, over labelled pairs and replayed streams of them.
 
-    scripts/bench cache [--orders 5] [--entries 100000] [--skip pairs,stream,latency,gptcache]
+    scripts/bench cache [--orders 5] [--skip pairs,stream,gptcache]
 
 Ours is the real cache over a real SQLite store and real embeddings; what a run would have answered comes from the labels (questions that
 ask the same have the same answer), and reaches the cache as a run's trace does. Parameters are fitted on calibration.jsonl, the guard was
@@ -16,7 +16,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,16 +30,16 @@ from rag.cache import Scope, SemanticCache
 from rag.cache_calibrate import calibrate, hits_among, measure_pairs, wilson
 from rag.cache_calibrate import read_pairs as read_labelled
 from rag.cache_decision import DEFAULT, Parameters
-from rag.cache_index import VectorIndex
 from rag.embed import Embedder
 from understudy.config import Cache
 from understudy.digests import digest_of
 from understudy.files import read_jsonl
-from understudy.records import CacheEntry, Chunk, Citation, Document, Step, Trace
+from understudy.records import Chunk, Citation, Document, Step, Trace
 from understudy.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT / "samples" / "cache-pairs"
+EMBEDDER = ROOT / "workspace" / "models" / "all-minilm-l6-v2"
 SCOPE = Scope(tenant="default", model="bench", prompt_version="bench")
 STATIC = (0.90, 0.95, 0.99)  # cosine
 LANGCHAIN = {"default (no score_threshold)": -1.0, "score_threshold 0.95": 0.90, "score_threshold 0.975": 0.95}  # its score is (1 + cosine) / 2
@@ -76,8 +75,14 @@ def read_split(split: str) -> Questions:
     return Questions(meaning, kind)
 
 
+def every_question() -> list[str]:
+    """The questions of all splits."""
+    return sorted({question for split in ("calibration", "development", "test") for question in read_split(split).meaning})
+
+
 def embeddings(questions: list[str], model: Path) -> dict[str, np.ndarray]:
     """Every question's vector; kept in .bench for the next run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     embedder, path = Embedder(model), ROOT / ".bench" / "cache-vectors.npz"
     kept: dict[str, np.ndarray] = {}
     if path.exists() and (stored := np.load(path, allow_pickle=False))["embedder"] == embedder.fingerprint:
@@ -264,97 +269,14 @@ def bench_pairs(embed: Callable[[list[str]], np.ndarray], parameters: Parameters
         print(json.dumps(line | {"wrong_share_95": [round(low, 4), round(high, 4)], "stopped_by_the_guard": stopped}), flush=True)
 
 
-def bench_latency(vectors: dict[str, np.ndarray], parameters: Parameters, entries: int) -> None:
-    """Seconds of a look-up without the embedding of the question, in a store of so many entries."""
-    drawn = np.random.default_rng(0)
-    real = np.stack(list(vectors.values()))
-    made = real[drawn.integers(len(real), size=entries)] + real[drawn.integers(len(real), size=entries)]
-    made = made + drawn.normal(scale=0.02, size=made.shape)
-    made = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-    asked = drawn.permutation(list(vectors))[:500].tolist()
-    with tempfile.TemporaryDirectory() as folder:
-        store, chunk = bench_store(folder)
-        store._connection.pragma("synchronous", False)
-        trace = run_of("?", "?", chunk)
-        for place, vector in enumerate(made):
-            text = asked[place] if place < len(asked) else f"question {place}?"
-            entry = _entry(text, trace, chunk)
-            store.put_cache_entry(entry, "e", vectors[text] if place < len(asked) else vector)
-        cache = make_cache(store, vectors, parameters, 0.01, 0)
-        began = time.perf_counter()
-        cache.lookup(asked[0] + " please", SCOPE) if asked[0] + " please" in vectors else cache.candidates(asked[0], vectors[asked[0]], SCOPE)
-        print(json.dumps({"bench": "cache latency", "peer_name": "opening the scope's index", "ours": time.perf_counter() - began, "unit": "s", "n": entries}))
-        exact = [_timed(lambda q=q: cache.lookup(q, SCOPE)) for q in asked]
-        near = [_timed(lambda q=q: cache.candidates(q, vectors[q], SCOPE)) for q in asked]
-        for name, seconds in (("exact tier", exact), ("semantic tier without the embedding", near)):
-            p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1e3
-            print(
-                json.dumps({"bench": "cache latency", "peer_name": name, "ours": round(p50, 3), "unit": "ms p50", "n": entries, "spread": f"p95 {p95:.3f}"}),
-                flush=True,
-            )
-        store.close()
-    report_search(made, real[:200])
-
-
-def report_search(made: np.ndarray, queries: np.ndarray) -> None:
-    """The index against computing every cosine and faiss' flat index: time, and how often it finds the same nearest and the same eight."""
-    import faiss
-
-    index, flat = VectorIndex(), faiss.IndexFlatIP(made.shape[1])
-    index.add([str(row) for row in range(len(made))], made)
-    flat.add(made)
-    found = [[int(entry_id) for entry_id, _ in index.nearest(query, 8)] for query in queries]
-    right = [np.argsort(-(made @ query))[:8].tolist() for query in queries]
-    seconds = {
-        "ours": [_timed(lambda q=q: index.nearest(q, 8)) for q in queries],
-        "numpy": [_timed(lambda q=q: made @ q) for q in queries],
-        "faiss flat": [_timed(lambda q=q: flat.search(q.reshape(1, -1), 8)) for q in queries],
-    }
-    recall = float(np.mean([len(set(a) & set(b)) / 8 for a, b in zip(found, right, strict=True)]))
-    first = float(np.mean([a[0] == b[0] for a, b in zip(found, right, strict=True)]))
-    ours = float(np.median(seconds["ours"])) * 1e3
-    for name in ("numpy", "faiss flat"):
-        peer = float(np.median(seconds[name])) * 1e3
-        line = {
-            "bench": "cache search",
-            "ours": round(ours, 3),
-            "peer": round(peer, 3),
-            "peer_name": name,
-            "ratio": round(peer / ours, 2),
-            "unit": "ms p50",
-            "n": len(made),
-        }
-        print(json.dumps(line | {"spread": {"recall_at_8": recall, "same_nearest": first}}), flush=True)
-
-
-def _entry(question: str, trace: Trace, chunk: Chunk) -> CacheEntry:
-    from rag.cache_guard import question_digest
-
-    digest = question_digest(question)
-    return CacheEntry(
-        id=CacheEntry.make_id(SCOPE.digest, digest), scope=SCOPE.digest, question=question, question_digest=digest, answer=trace.answer,
-        citations=trace.citations, score=0.9, document_ids=[chunk.document_id],
-        chunk_ids=[chunk.id], generation="g", trace_id="t", seconds=1.0, created_at=1.0, used_at=1.0,
-    )  # fmt: skip
-
-
-def _timed(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     """Run what is not skipped."""
     parser = argparse.ArgumentParser("bench cache")
     parser.add_argument("--orders", type=int, default=5, help="random orders of a stream")
-    parser.add_argument("--entries", type=int, default=100_000, help="entries of the latency measurement")
-    parser.add_argument("--skip", type=lambda text: text.split(","), default=[], help="of pairs, stream, latency, gptcache")
-    parser.add_argument("--embedder", type=Path, default=ROOT / "workspace" / "models" / "all-minilm-l6-v2")
+    parser.add_argument("--skip", type=lambda text: text.split(","), default=[], help="of pairs, stream, gptcache")
+    parser.add_argument("--embedder", type=Path, default=EMBEDDER)
     options = parser.parse_args()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    questions = sorted({question for split in ("calibration", "development", "test") for question in read_split(split).meaning})
-    vectors = embeddings(questions, options.embedder)
+    vectors = embeddings(every_question(), options.embedder)
 
     def embed(texts: list[str]) -> np.ndarray:
         return np.stack([vectors[text] for text in texts])
@@ -365,8 +287,6 @@ def main() -> None:
         bench_pairs(embed, DEFAULT)
     if "stream" not in options.skip:
         bench_streams(vectors, DEFAULT, options)
-    if "latency" not in options.skip:
-        bench_latency(vectors, DEFAULT, options.entries)
 
 
 if __name__ == "__main__":
