@@ -139,6 +139,7 @@ class Run:
 
     async def go_on(self, step: Step, text: str, max_tokens: int, on_progress: Callable[[Completion], None] | None = None) -> Step:
         """The step whose completion was cut off, gone on with as if the model had written `text` so far; usage and seconds add up."""
+        self.pending = step  # with what was written of it
         return await self._write(step, text, max_tokens, on_progress)
 
     async def _write(self, step: Step, text: str, max_tokens: int, on_progress: Callable[[Completion], None] | None) -> Step:
