@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from jinja2 import TemplateError
 from train.chat_file import faults_of, is_learnt
 from understudy.chat import encode_example, render_prompt
 from understudy.digests import digest_of
-from understudy.errors import StorageError
-from understudy.files import numbered_rows
+from understudy.errors import NotFoundError
 from understudy.records import Message, Record
 
 if TYPE_CHECKING:
@@ -46,18 +46,37 @@ class Limits:
 def lint_file(path: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits, is_validation: bool = False) -> list[Finding]:
     """The findings of a chat JSONL file, in the order of its rows; one for validation may be short. Raises NotFoundError where there is no file."""
     findings: list[Finding] = []
-    rows: list[tuple[int, dict[str, Any]]] = []
-    try:
-        rows += numbered_rows(path)
-    except StorageError as error:
-        return [Finding(file=path.name, rule="json", message=error.message)]
     seen: dict[str, tuple[int, str]] = {}
-    for line, row in rows:
+    count = 0
+    for line, text in _lines(path):
+        count += 1
+        row = _object(text)
+        if row is None:
+            findings.append(Finding(file=path.name, row=line, rule="json", message="it is not one JSON object in UTF-8"))
+            continue
         found = list(row_findings(row, tokenizer, limits))
         if not any(rule == "roles" for rule, _, _ in found):
             found += _repeated(row, line, seen)
         findings += [Finding(file=path.name, row=line, rule=rule, level=level, message=message) for rule, level, message in found]
-    return [*findings, *_file_findings(path, len(rows), is_validation)]
+    return [*findings, *_file_findings(path, count, is_validation)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, bytes) of each line that is not empty."""
+    try:
+        with path.open("rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} does not exist", "check the path") from error
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line, or None."""
+    try:
+        value = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 Fault = tuple[str, Literal["error", "warning"], str]  # rule, level, message

@@ -59,7 +59,7 @@ def test_a_faulty_row_is_found(row: dict[str, Any], rule: str, level: str, tmp_p
 
 
 def test_a_file_that_is_not_whole_is_found(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert found([FINE[0], '{"messages": [', FINE[1]], tmp_path / "chat.jsonl", tokenizer) == [(None, "json", "error")]
+    assert found([FINE[0], '{"messages": [', FINE[1], "[]"], tmp_path / "chat.jsonl", tokenizer) == [(2, "json", "error"), (4, "json", "error")]
     assert found([], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2  # here and on Fireworks
     assert found(FINE[:1], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2
     assert found(FINE[:2], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")]
