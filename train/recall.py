@@ -56,26 +56,22 @@ def cross_validate(
         raise UsageError(f"{folds} folds of {len(documents)} documents", "--folds is at least 2, and at most the number of training documents")
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(workspace.config.tenant)}
     base, precision = model_path(workspace, workspace.config.models.embedder), workspace.config.models.embedder_precision
-    untouched = Embedder(base, precision)
-    asked: list[Trace] = []
-    before: Recalls = {}
-    after: Recalls = {}
-    for fold in range(folds):
-        held = frozenset(sorted(documents)[fold::folds])
-        own = [trace for trace in traces if {citation.document_id for citation in trace.citations} <= held]
-        pairs = make_pairs(traces, chunks, without=held)
-        report(f"fold {fold + 1} of {folds}: {len(pairs)} pairs, then {len(own)} questions about {len(held)} other documents")
+    held = [frozenset(sorted(documents)[fold::folds]) for fold in range(folds)]
+    asked = [[trace for trace in traces if {citation.document_id for citation in trace.citations} <= own] for own in held]
+    everything = [trace for own in asked for trace in own]
+    before = measure_recall(Embedder(base, precision), everything, chunks, lexical_rankings(workspace, everything), workspace)
+    after: Recalls = {key: [] for key in before}
+    for fold, (without, own) in enumerate(zip(held, asked, strict=True), 1):
+        pairs = make_pairs(traces, chunks, without)
+        report(f"fold {fold} of {folds}: {len(pairs)} pairs, then {len(own)} questions about {len(without)} other documents")
         model = load_model(base)
         with tempfile.TemporaryDirectory() as scratch:
             fit_pairs(model, pairs, recipe, Path(scratch) / "run", report, progress)
             save_model(model, Path(scratch) / "tuned")
             tuned = Embedder(Path(scratch) / "tuned", precision)
-            lexical = lexical_rankings(workspace, own)
-            for embedder, sums in ((untouched, before), (tuned, after)):
-                for key, values in measure_recall(embedder, own, chunks, lexical, workspace).items():
-                    sums.setdefault(key, []).extend(values)
-        asked += own
-    return {"folds": folds, "documents": len(documents), "recall": summarise(before, after, asked)}
+            for key, values in measure_recall(tuned, own, chunks, lexical_rankings(workspace, own), workspace).items():
+                after[key] += values
+    return {"folds": folds, "documents": len(documents), "recall": summarise(before, after, everything)}
 
 
 def lexical_rankings(workspace: Workspace, traces: list[Trace]) -> list[list[tuple[str, float]]]:

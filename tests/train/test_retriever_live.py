@@ -82,6 +82,17 @@ def test_a_tuned_embedder_becomes_a_new_generation(workspace: Workspace, capsys:
     assert open_workspace(str(workspace.root)).config.models.embedder == EMBEDDER
 
 
+def test_cross_validation_asks_every_question_of_a_model_that_has_not_seen_its_document(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--workspace", str(workspace.root), "--json", "retriever", "tune", "epochs=1", "batch=4"]
+    models = sorted(workspace.models.iterdir())
+    assert main([*command, "--folds", "2"]) == 0
+    captured = capsys.readouterr()
+    assert {(row["n"], row["before"] is None) for row in json.loads(captured.out)["recall"]} == {(4, False)}
+    assert [line.partition(": ")[2] for line in captured.err.splitlines() if "fold " in line] == ["4 pairs, then 2 questions about 1 other documents"] * 2
+    assert sorted(workspace.models.iterdir()) == models
+    assert main([*command, "--folds", "3"]) == 2
+
+
 @pytest.fixture
 def little_embedder(workspace: Workspace, tmp_path: Path) -> Path:
     """One random layer under the real tokenizer."""
