@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tests.conftest import MODELS
 from train.attention import QUERY_BLOCK, ancestry, attend_by_branch, dense_mask, flex_mask, plan_blocks
-from train.base import attach_adapter
 from train.batches import Batcher
 from train.fused import fuse_layers
+from train.methods import prepare
 from train.recipe import Recipe
 from train.trie import Row, TrieBatch, backbone, check_architecture, distinct_tokens, merge_tries, target_logprobs, weighted_loss
 from understudy.chat import Encoded
@@ -32,7 +32,7 @@ def adapted(base: Any, shared: str) -> Any:
     base.requires_grad_(False)
     if shared == "branches":
         attend_by_branch(base)
-    made = attach_adapter(base, Recipe(rank=4))
+    made = prepare(base, Recipe(rank=4), list)
     if shared != "alone":
         fuse_layers(made)
     torch.manual_seed(1)
