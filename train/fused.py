@@ -42,8 +42,8 @@ def keep_copies(model: nn.Module) -> int:
     A forward and a backward pass both compute with the dequantised weight; the copy is that weight, made once.
     On a GPU the memory is what 4 bits are for.
     """
-    quantised = [module for module in model.modules() if is_quantised(module)]
-    size = sum(2 * module.in_features * module.out_features for module in quantised)
+    quantised: list[Any] = [module for module in model.modules() if is_quantised(module)]
+    size: int = sum(2 * module.in_features * module.out_features for module in quantised)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if any(module.weight.device.type != "cpu" for module in quantised) or size > COPIES_SHARE * free:
         return 0
