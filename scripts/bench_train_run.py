@@ -103,7 +103,6 @@ def run_trl(job: dict[str, Any], wrap: Any = None) -> Watch:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    keep_freed_memory()  # theirs too
     rows = [row for unit in job["units"] for row in unit]
     labels = [[-100] * row["completion"] + row["ids"][row["completion"] :] for row in rows]
     dataset = Dataset.from_dict({"input_ids": [row["ids"] for row in rows], "labels": labels})

@@ -43,9 +43,10 @@ def adapted(base: Any, shared: str) -> Any:
 
 
 def tiny(vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+    """Of weights so wide that attention is not flat: flat, float32 itself is off by more than the tolerance (measured against float64)."""
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, **heads)).float()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, initializer_range=0.1, **sizes)).float()
 
 
 @pytest.fixture(scope="module", params=["branches", "dense mask"])
@@ -87,12 +88,12 @@ def adapter_gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
-def assert_gradients_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], by_tensor: bool = False) -> None:
-    """Every tensor, relative to its own norm or to the whole gradient's: some of a few short rows are sums that all but cancel out."""
+def assert_gradients_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Every tensor, relative to its norm; one far smaller than the whole gradient (queries and keys of short rows cancel out) to a hundredth of that."""
     whole = torch.stack([t.norm() for t in wanted.values()]).norm()
     assert set(found) == set(wanted)
     for name, gradient in wanted.items():
-        assert (found[name] - gradient).norm() <= TOLERANCE * (gradient.norm() if by_tensor else whole), name
+        assert (found[name] - gradient).norm() <= TOLERANCE * max(gradient.norm(), 1e-2 * whole), name
 
 
 def assert_logprobs_equal(model: Any, trie: TrieBatch, reference: Any, batch: list[Row]) -> None:
@@ -112,7 +113,7 @@ def nodes_of(batch: list[Row]) -> list[list[int]]:
     return [[seen.setdefault(tuple(row.encoded.ids[: i + 1]), len(seen)) for i in range(len(row.encoded.ids))] for row in batch]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(batch=rows())
 def test_logprobs_and_adapter_gradients_equal_one_by_one(shared: Any, alone: Any, batch: list[Row]) -> None:
     trie = merge_tries(batch)
@@ -122,7 +123,7 @@ def test_logprobs_and_adapter_gradients_equal_one_by_one(shared: Any, alone: Any
     assert_gradients_equal(adapter_gradients(shared, together), adapter_gradients(alone, apart))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batch=rows())
 def test_a_batch_without_sharing_is_packing(shared: Any, alone: Any, batch: list[Row]) -> None:
     """Its rows lie one after the other with positions of their own, and a packed batch of transformers gives the same."""
@@ -139,7 +140,7 @@ def test_a_batch_without_sharing_is_packing(shared: Any, alone: Any, batch: list
     assert_gradients_equal(adapter_gradients(shared, together), adapter_gradients(alone, loss))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(batch=rows())
 def test_nodes_are_the_distinct_prefixes(batch: list[Row]) -> None:
     trie = merge_tries(batch)
@@ -151,7 +152,7 @@ def test_nodes_are_the_distinct_prefixes(batch: list[Row]) -> None:
     assert float(trie.weights.sum()) == pytest.approx(total)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(batch=rows())
 def test_blocks_and_the_walk_of_the_trie_are_the_dense_mask(batch: list[Row]) -> None:
     """What the CPU attends by and what FlexAttention gets, which no test here can run on a GPU."""
@@ -227,4 +228,4 @@ def test_real_weights_train_as_one_by_one() -> None:
     assert_logprobs_equal(blocked, trie, reference, batch)
     together, apart = weighted_loss(blocked, trie), torch.stack([loss_alone(reference, row) for row in batch]).sum()
     assert torch.isclose(together, apart, rtol=TOLERANCE)
-    assert_gradients_equal(adapter_gradients(blocked, together), adapter_gradients(reference, apart), by_tensor=True)
+    assert_gradients_equal(adapter_gradients(blocked, together), adapter_gradients(reference, apart))
