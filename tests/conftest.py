@@ -137,7 +137,7 @@ def trained_workspace(model_workspace: Workspace, tmp_path_factory: pytest.TempP
     questions.write_text("".join(json.dumps(row) + "\n" for name in DOCUMENTS for row in questions_on(name)[:QUESTIONS]))
     import_traces(model_workspace, questions, "train", show_progress)
     build_dataset(model_workspace, seed=0)
-    recipe = load_recipe("default", ["max_minutes=0.7", "name=tiny", "tokens_per_batch=512", "batches_per_step=1"])
+    recipe = load_recipe("default", ["max_steps=40", "name=tiny", "tokens_per_batch=512", "batches_per_step=1"])
     train(model_workspace, recipe, print, show_progress)
     return model_workspace
 
