@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.attention import NAME, blocks_of
+from train.attention import NAME, QUERY_BLOCK, Branch
 from train.recipe import Recipe
 from train.trie import TrieBatch, backbone
 
@@ -35,11 +35,17 @@ def activation_bytes(model: PreTrainedModel, recipe: Recipe, batch: TrieBatch) -
     adapters = 2 * recipe.rank * len(recipe.targets)
     layer = int(nodes * (norms + attention + feed_forward + adapters))
     if backbone(model).config._attn_implementation == NAME:
-        pairs = sum((end - start) * sum(stop - first for first, stop in runs) for start, end, runs in blocks_of(batch.branches))
-        layer += 2 * config.num_attention_heads * pairs  # the probabilities
+        layer += 2 * config.num_attention_heads * sum(attended_pairs(branch) for branch in batch.branches)  # the probabilities
     if recipe.gradient_checkpointing:
         return layer + int(config.num_hidden_layers * nodes * 2 * hidden)
     return int(config.num_hidden_layers * layer)
+
+
+def attended_pairs(branch: Branch) -> int:
+    """Queries × keys of a branch's blocks: every ancestor, and of the branch itself what does not come after the query's block."""
+    size = branch.end - branch.start
+    ancestors = sum(end - start for start, end in branch.ancestors)
+    return size * ancestors + size * (size + min(size, QUERY_BLOCK)) // 2
 
 
 def head_bytes(model: PreTrainedModel, batch: TrieBatch) -> int:
