@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from functools import lru_cache, partial
+from collections.abc import AsyncGenerator, Callable
+from functools import lru_cache
 from typing import Any, TypedDict
 
 from langgraph.errors import GraphRecursionError
@@ -29,13 +29,14 @@ from rag.events import Emit, Event, StepStarted, ignore, stream
 from rag.prompts import Answer
 from rag.retrieve import document_order
 from rag.run import Attempt, BudgetSpent, Run, Teacher, Tools
-from rag.validation import plain_score, read_verdict, signals_of, unasked_verdict
+from rag.validation import first_signals, plain_score, read_verdict, signals_of, unasked_verdict
 from understudy.completions import Completion
 from understudy.errors import EndpointError
-from understudy.records import Step, Trace
+from understudy.records import Message, Step, Trace
 
 __all__ = ["Teacher", "Tools", "compiled_graph", "run_agent", "stream_agent"]
 
+BEGINNING_TOKENS = 12  # of an answer whose quote is completed: long enough for the quote's first words
 VERDICT_TOKENS = 4  # read from log-probabilities
 STATED_VERDICT_TOKENS = 24  # read from the text
 
@@ -78,14 +79,13 @@ async def retrieve(state: State) -> State:
 async def answer(state: State) -> State:
     """Quote and answer from the passages, or abstain. In mode fast the text goes out while it is written."""
     run, settings = state["run"], state["run"].tools.settings
-    is_live = settings.mode == "fast" and run.tools.teacher is None  # a teacher's answer may take its place
     for texts in contexts(run.tools.retriever.settings.aggregate, run.question, run.passages):
         run.shown = texts
         if settings.mode == "closed-book":
             messages = prompts.closed_book_messages(run.question)
         else:
             messages = prompts.answer_messages(run.question, texts, run.worked_example)
-        step = await run.ask("answer", messages, settings.max_answer_tokens, partial(_show, run) if is_live else None)
+        step = await (_write_from_beginning(run, messages) if _completes_quotes(run) else run.ask("answer", messages, settings.max_answer_tokens, _shown(run)))
         run.answer = prompts.parse_answer(step.text)
         ids = [passage.chunk.id for passage in run.passages]
         parsed: dict[str, object] = {"quotes": run.answer.quotes, "answer": run.answer.text, "abstained": run.answer.abstained}
@@ -103,8 +103,7 @@ async def validate(state: State) -> State:
     proposal = prompts.ABSTENTION if run.answer.abstained else prompts.proposal_text(run.answer.quotes, run.answer.text)
     messages = prompts.validate_messages(run.question, run.shown, proposal, run.worked_example)
     step = await run.ask("validate", messages, VERDICT_TOKENS if run.client.gives_logprobs else STATED_VERDICT_TOKENS)
-    verbatim = _judge(run, answered, read_verdict(run.written))
-    run.answer_again = not run.answer.abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again
+    _judge(run, answered, read_verdict(run.written))
     last = run.attempts[-1]
     run.add(step, {"score": last.score, "abstained": last.answer.abstained, **last.signals})
     return state
@@ -130,12 +129,16 @@ async def escalate(state: State) -> State:
 
 def first_node(state: State) -> str:
     """Where a mode begins."""
-    return {"agentic": "plan", "fast": "retrieve", "closed-book": "answer"}[state["run"].tools.settings.mode]
+    run = state["run"]
+    return {"agentic": "plan" if run.policy.plans_first else "retrieve", "fast": "retrieve", "closed-book": "answer"}[run.tools.settings.mode]
 
 
 def checking_node(state: State) -> str:
-    """How an answer is checked: by a call in mode agentic only."""
-    return "validate" if state["run"].tools.settings.mode == "agentic" else "score"
+    """How an answer is checked: by a call in mode agentic only, and there only where a verdict would change the score."""
+    run = state["run"]
+    assert run.answer is not None and run.written is not None
+    is_settled = run.calibration and run.calibration.answerable and (run.answer.abstained or _will_abstain(run, run.written))
+    return "validate" if run.tools.settings.mode == "agentic" and run.policy.asks_verdict and not is_settled else "score"
 
 
 def next_node(state: State) -> str:
@@ -145,7 +148,7 @@ def next_node(state: State) -> str:
     if run.escalated:
         return END
     tries = settings.max_rounds if settings.mode == "agentic" else 1
-    if last.score < settings.accept_score and len(run.attempts) < tries and run.passages:
+    if last.score < min(settings.accept_score, run.policy.goes_on_below) and len(run.attempts) < tries and run.passages:
         return "answer" if run.answer_again else "plan"
     return "escalate" if run.tools.teacher and run.best and run.best.score < settings.escalate_below else END
 
@@ -161,7 +164,7 @@ def compiled_graph() -> Any:
     graph.add_edge("retrieve", "answer")
     graph.add_conditional_edges("answer", checking_node, ["validate", "score"])
     graph.add_conditional_edges("validate", next_node, ["plan", "answer", "escalate", END])
-    graph.add_conditional_edges("score", next_node, ["escalate", END])
+    graph.add_conditional_edges("score", next_node, ["plan", "answer", "escalate", END])
     graph.add_edge("escalate", "answer")
     return graph.compile(checkpointer=False)
 
@@ -202,8 +205,8 @@ def stream_agent(question: str, tools: Tools, metadata: dict[str, str] | None = 
     return stream(lambda emit: run_agent(question, tools, metadata, emit))
 
 
-def _judge(run: Run, answered: Completion, verdict: float | None) -> float:
-    """Add the attempt that an answer makes; returns the share of its quotes that are verbatim."""
+def _judge(run: Run, answered: Completion, verdict: float | None) -> None:
+    """Add the attempt that an answer makes, and say whether it is to be answered anew over the same passages."""
     assert run.answer is not None
     found = [locate(quote, [p.chunk for p in run.passages], run.tools.retriever.page_starts) for quote in run.answer.quotes]
     citations = [citation for citation in found if citation]
@@ -217,11 +220,45 @@ def _judge(run: Run, answered: Completion, verdict: float | None) -> float:
     if not run.answer.text:
         points = 0.0  # a quote without an answer: cut off, or going round in circles
     run.attempts.append(Attempt(run.answer, citations, points, signals, run.passages, run.client.model.name))
-    return verbatim
+    run.answer_again = not abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again
 
 
-def _show(run: Run, written: Completion) -> None:
-    """Pass on the answer while it is written, unless the calibration will turn it into an abstention: its first token tells."""
-    signals = signals_of(run.question, run.passages, Answer("", [], False, False), 0.0, written, None)
-    if not (run.calibration and run.calibration.abstains(signals)):
-        run.writer.feed(written.text)
+def _completes_quotes(run: Run) -> bool:
+    return run.policy.completes_quotes and run.client.model.continues and run.tools.settings.mode != "closed-book"
+
+
+async def _write_from_beginning(run: Run, messages: list[Message]) -> Step:
+    """The answer step in two calls: its beginning, which tells whether it will be an abstention and what it quotes, then what is left to write."""
+    limit = run.tools.settings.max_answer_tokens
+    step = await run.ask("answer", messages, min(limit, BEGINNING_TOKENS))
+    assert run.written is not None
+    if step.finish_reason != "length" or limit <= BEGINNING_TOKENS or _will_abstain(run, run.written):
+        return step
+    text = prompts.completed(run.written.text, run.shown)
+    show = (lambda written: run.writer.feed(text + written.text)) if _is_live(run) else None
+    return await run.go_on(step, text, limit - BEGINNING_TOKENS, show)
+
+
+def _is_live(run: Run) -> bool:
+    return run.tools.settings.mode == "fast" and run.tools.teacher is None  # a teacher's answer may take its place
+
+
+def _shown(run: Run) -> Callable[[Completion], None] | None:
+    """What passes an answer on while it is written, unless the calibration will turn it into an abstention."""
+    if not _is_live(run):
+        return None
+    will_abstain: bool | None = None
+
+    def show(written: Completion) -> None:
+        nonlocal will_abstain
+        if will_abstain is None and prompts.strip_thinking(written.text):
+            will_abstain = _will_abstain(run, written)
+        if will_abstain is False:
+            run.writer.feed(written.text)
+
+    return show
+
+
+def _will_abstain(run: Run, written: Completion) -> bool:
+    """Whether the calibration will turn an answer into an abstention: its first token tells."""
+    return bool(run.calibration and run.calibration.abstains(first_signals(run.question, run.passages, written)))

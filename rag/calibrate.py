@@ -1,26 +1,96 @@
-"""Fit a model's validation score and its decision to abstain, on questions that are neither trained on nor evaluated."""
+"""Fit a model's validation score, its decision to abstain and its policy, on questions that are neither trained on nor evaluated.
+
+Each question goes through the whole graph, every round of it, and then once through what may be left out: first the plan before the
+first retrieval, then also the copied part of quotes. What answered no worse is the model's policy. Every such comparison uses scores
+and decisions fitted without the question's fold.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rag.agent import Tools, run_agent
-from rag.eval.metrics import score_trace, validator_auroc
+from rag.eval.metrics import Row, score_trace, validator_auroc
+from rag.policy import WHOLE_GRAPH, Policy, is_worth_taking, worth_going_on_below
 from rag.prompts import PROMPT_VERSION
 from rag.retrieve import Retriever
-from rag.validation import ANSWERABLE_SIGNALS, RIGHT_SIGNALS, SIGNALS, Calibration, fit_logistic, write_calibration
+from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, Calibration, constant, fit_logistic, write_calibration
 from understudy.digests import digest_of
 from understudy.errors import EndpointError
 from understudy.progress import Progress
-from understudy.records import Question, Trace
+from understudy.records import Chunk, Question, Trace
 
 FOLDS = 5
+WITHOUT_PLAN = Policy(plans_first=False)
+WITH_COPIED_QUOTES = Policy(plans_first=False, completes_quotes=True)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One attempt of a run, before a calibration had a say."""
+
+    signals: dict[str, float]
+    abstained: bool
+    row: Row  # its metrics
+
+    @property
+    def is_right(self) -> bool:
+        """As the validator's AUROC counts it."""
+        return bool(self.row["is_right"])
+
+    def points(self, abstains: bool) -> float:
+        """What it is worth once it is decided whether to abstain: token-F1, or its mean with citation recall where there are quotes to cite."""
+        if not self.row["answerable"]:
+            return float(abstains)
+        earned = [self.row[name] for name in ("token_f1", "citation_recall") if self.row[name] is not None]
+        return 0.0 if abstains else sum(number or 0.0 for number in earned) / len(earned)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way through the graph: each question's attempts, round by round, and the calibration fitted without the question's fold."""
+
+    attempts: list[list[Tried]]
+    fits: list[Calibration]
+
+    def decided(self, place: int, tried: Tried) -> tuple[float, bool, bool]:
+        """(score, whether it is an abstention, whether it is right) of an attempt of the question at `place`."""
+        abstains = tried.abstained or self.fits[place].abstains(tried.signals)
+        is_right = not tried.row["answerable"] if abstains else tried.is_right
+        return self.fits[place].score(tried.signals, abstains), abstains, is_right
+
+    @property
+    def points(self) -> list[float]:
+        """Of each question's first attempt."""
+        return [tried[0].points(self.decided(place, tried[0])[1]) for place, tried in enumerate(self.attempts)]
+
+    def given_up(self, other: Arm) -> list[float]:
+        """How many more points each question had the other way."""
+        return [theirs - ours for ours, theirs in zip(self.points, other.points, strict=True)]
+
+    @property
+    def auroc(self) -> float | None:
+        """Of the scores of first attempts, answers and abstentions alike."""
+        decided = [self.decided(place, tried[0]) for place, tried in enumerate(self.attempts)]
+        return validator_auroc([score for score, _, _ in decided], [is_right for _, _, is_right in decided])
+
+    def gains(self) -> tuple[list[float], list[float]]:
+        """(score of the first attempt, points that the later ones added) of each question; the best attempt is chosen as a run does."""
+        scores, gains = [], []
+        for place, tried in enumerate(self.attempts):
+            decided = [self.decided(place, attempt) for attempt in tried]
+            order = [(attempt.signals["verbatim"] > 0 and not abstains, score) for attempt, (score, abstains, _) in zip(tried, decided, strict=True)]
+            best = max(range(len(tried)), key=order.__getitem__)
+            scores.append(decided[0][0])
+            gains.append(tried[best].points(decided[best][1]) - tried[0].points(decided[0][1]))
+        return scores, gains
 
 
 def calibration_key(questions_digest: str, retriever: Retriever, weights: str) -> str:
@@ -31,45 +101,115 @@ def calibration_key(questions_digest: str, retriever: Retriever, weights: str) -
 async def calibrate(
     questions: list[Question], key: str, tools: Tools, folder: Path, concurrency: int, progress: Callable[[str, int], Progress]
 ) -> dict[str, Any]:
-    """Run the agent once over the questions, fit, keep the calibration in the folder; returns the command's JSON. Raises EndpointError."""
-    once = replace(tools, settings=tools.settings.model_copy(update={"max_rounds": 1, "mode": "agentic"}), calibration=None, teacher=None)
+    """Run the agent over the questions, fit, keep the calibration in the folder; returns the command's JSON. Raises EndpointError."""
+    keyed = [question for question in questions if question.has_answer_key]
+    ways = [WHOLE_GRAPH, WITHOUT_PLAN] + ([WITH_COPIED_QUOTES] if tools.client.model.continues else [])
     gate = asyncio.Semaphore(concurrency)
-    with progress("calibrating", len(questions)) as bar:
+    with progress("calibrating", len(keyed) * len(ways)) as bar:
 
-        async def ask(question: Question) -> Trace:
+        async def ask(question: Question, way: Policy) -> Trace:
             async with gate:
-                trace = await run_agent(question.question, once)
+                trace = await run_agent(question.question, _tools_for(tools, way))
                 bar.advance()
                 return trace
 
         async with tools:
-            traces = await asyncio.gather(*(ask(question) for question in questions))
-    whole = [(trace, question) for trace, question in zip(traces, questions, strict=True) if trace.complete and question.has_answer_key]
+            traces = [await asyncio.gather(*(ask(question, way) for question in keyed)) for way in ways]
+    whole = [place for place, of_question in enumerate(zip(*traces, strict=True)) if all(trace.complete for trace in of_question)]
     if not whole:
-        raise EndpointError("no calibration question was answered", traces[0].metadata.get("error", "see the engine's log"))
-    calibration = fit_calibration(key, tools, whole)
+        why = next((trace.metadata["error"] for trace in traces[0] if "error" in trace.metadata), "give the questions their answers")
+        raise EndpointError("no calibration question was answered", why)
+    chunks = tools.retriever.chunks
+    attempts = {way: [attempts_of(of_way[place], keyed[place], chunks) for place in whole] for way, of_way in zip(ways, traces, strict=True)}
+    calibration = fit_calibration(key, tools.client.model.name, attempts)
     write_calibration(folder, calibration)
     return calibration_json(calibration)
 
 
-def fit_calibration(key: str, tools: Tools, answered: list[tuple[Trace, Question]]) -> Calibration:
-    """The calibration of whole runs over questions with an answer key."""
-    rows = [{name: float(str(trace.steps[-1].parsed[name])) for name in SIGNALS} for trace, _ in answered]
-    given = [i for i, (trace, _) in enumerate(answered) if not trace.abstained]
-    right = [bool(score_trace(answered[i][0], answered[i][1], tools.retriever.chunks)["is_right"]) for i in given]
-    answerable = [question.answerable for _, question in answered]
-    scores = cross_validated(RIGHT_SIGNALS, [rows[i] for i in given], right)
-    odds = cross_validated(ANSWERABLE_SIGNALS, rows, answerable, balanced=True)
-    kinds = [[(p >= 0.5) == kind for p, is_kind in zip(odds, answerable, strict=True) if is_kind == kind] for kind in (True, False)] if odds else []
-    return Calibration(
-        key=key,
-        model=tools.client.model.name,
-        questions=len(answered),
-        right=fit_logistic(RIGHT_SIGNALS, [rows[i] for i in given], right),
-        answerable=fit_logistic(ANSWERABLE_SIGNALS, rows, answerable, balanced=True),
-        auroc=validator_auroc(scores, right) if scores else None,
-        abstention_accuracy=sum(sum(kind) / len(kind) for kind in kinds) / 2 if kinds else None,
+def _tools_for(tools: Tools, way: Policy) -> Tools:
+    """Tools that send every question one way: no score is accepted, and only the whole graph has more than one round."""
+    rounds = tools.settings.max_rounds if way == WHOLE_GRAPH else 1
+    settings = tools.settings.model_copy(update={"mode": "agentic", "accept_score": 1.0, "max_rounds": rounds})
+    unfitted = Calibration(key="", model=tools.client.model.name, questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None, policy=way)
+    return replace(tools, settings=settings, calibration=unfitted, teacher=None)
+
+
+def fit_calibration(key: str, model: str, attempts: dict[Policy, list[list[Tried]]]) -> Calibration:
+    """The calibration of each question's attempts, by the way it was sent: the whole graph first, the cheapest way last."""
+    arms = {way: Arm(tried, cross_fit([t[0] for t in tried], FREE_SIGNALS)) for way, tried in attempts.items()}
+    whole = arms[WHOLE_GRAPH]
+    way = [way for way, arm in arms.items() if arm is whole or not is_worth_taking(arm.given_up(whole))][-1]
+    first = [tried[0] for tried in attempts[way]]
+    asks = verdict_helps(first)
+    signals = RIGHT_SIGNALS if asks else FREE_SIGNALS
+    has_rounds = any(len(tried) > 1 for tried in whole.attempts)
+    policy = way.model_copy(update={"asks_verdict": asks, "goes_on_below": worth_going_on_below(*whole.gains()) if has_rounds else 1.0})
+    judged = Arm(attempts[way], cross_fit(first, signals))
+    kinds = [[fit.abstains(t.signals) != kind for t, fit in zip(first, judged.fits, strict=True) if t.row["answerable"] == kind] for kind in (True, False)]
+    fit = fit_signals(first, signals)
+    return fit.model_copy(
+        update={
+            "key": key,
+            "model": model,
+            "questions": len(first),
+            "auroc": judged.auroc,
+            "abstention_accuracy": sum(sum(kind) / len(kind) for kind in kinds) / 2 if all(kinds) else None,
+            "policy": policy,
+        }
     )
+
+
+def attempts_of(trace: Trace, question: Question, chunks: dict[str, Chunk]) -> list[Tried]:
+    """The attempts of a run whose answers were all validated, in order."""
+    attempts = []
+    for place, step in enumerate(trace.steps):
+        if step.name == "validate":
+            said = next(earlier.parsed for earlier in reversed(trace.steps[:place]) if earlier.name == "answer")
+            made = {"steps": trace.steps[: place + 1], "answer": str(said["answer"]), "quotes": said["quotes"], "abstained": bool(said["abstained"])}
+            signals = {name: float(str(step.parsed[name])) for name in SIGNALS}
+            attempts.append(Tried(signals, bool(said["abstained"]), score_trace(trace.model_copy(update=made), question, chunks)))
+    return attempts
+
+
+def fit_signals(tried: list[Tried], signals: tuple[str, ...]) -> Calibration:
+    """The two fits, and how much likelier a question is answerable than not."""
+    given = [t for t in tried if not t.abstained]
+    are_right = [t.is_right for t in given]
+    answerable = [bool(t.row["answerable"]) for t in tried]
+    prior = math.log(sum(answerable) / (len(answerable) - sum(answerable))) if len(set(answerable)) == 2 else 0.0
+    return Calibration(
+        key="",
+        model="",
+        questions=len(tried),
+        right=fit_logistic(signals, [t.signals for t in given], are_right) or constant(are_right),
+        answerable=fit_logistic(ANSWERABLE_SIGNALS, [t.signals for t in tried], answerable, balanced=True),
+        auroc=None,
+        abstention_accuracy=None,
+        prior=prior,
+    )
+
+
+def cross_fit(tried: list[Tried], signals: tuple[str, ...]) -> list[Calibration]:
+    """For each question the fits without its own fold."""
+    order = np.random.default_rng(0).permutation(len(tried))
+    folds = [set(order[fold::FOLDS].tolist()) for fold in range(FOLDS)]
+    fits = [fit_signals([t for place, t in enumerate(tried) if place not in held], signals) for held in folds]
+    return [next(fit for fit, held in zip(fits, folds, strict=True) if place in held) for place in range(len(tried))]
+
+
+def verdict_helps(tried: list[Tried]) -> bool:
+    """Whether a score that knows the verdict foretells better, by its cross-validated log loss, which answers are right."""
+    without, knowing = (_losses(tried, signals) for signals in (FREE_SIGNALS, RIGHT_SIGNALS))
+    return is_worth_taking([ours - theirs for ours, theirs in zip(without, knowing, strict=True)])
+
+
+def _losses(tried: list[Tried], signals: tuple[str, ...]) -> list[float]:
+    """The cross-validated log loss, in nats, of each answer's score; 0 for an abstention."""
+    losses = []
+    for fit, t in zip(cross_fit(tried, signals), tried, strict=True):
+        chance = fit.right.probability(t.signals) if fit.right and not t.abstained else 1.0
+        losses.append(-math.log(max(1e-9, chance if t.is_right or t.abstained else 1 - chance)))
+    return losses
 
 
 def calibration_json(calibration: Calibration) -> dict[str, Any]:
@@ -81,19 +221,5 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
         "auroc": calibration.auroc,
         "abstention_accuracy": calibration.abstention_accuracy,
         "weights": {name: dict(zip(fit.signals, fit.weights, strict=True)) for name, fit in fits.items() if fit},
+        "policy": calibration.policy.model_dump(),
     }
-
-
-def cross_validated(signals: tuple[str, ...], rows: list[dict[str, float]], labels: list[bool], balanced: bool = False) -> list[float] | None:
-    """A probability for each row by a fit without its own fold; None where a fold's rest has one label."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    scores = [0.0] * len(rows)
-    for fold in range(FOLDS):
-        held = set(order[fold::FOLDS].tolist())
-        rest = [i for i in range(len(rows)) if i not in held]
-        fitted = fit_logistic(signals, [rows[i] for i in rest], [labels[i] for i in rest], balanced)
-        if fitted is None:
-            return None
-        for i in held:
-            scores[i] = fitted.probability(rows[i])
-    return scores

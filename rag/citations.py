@@ -7,6 +7,7 @@ import re
 from understudy.records import Chunk, Citation
 
 SENTENCE_WORDS = 60  # a longer sentence is quoted in part
+BEGINNING_WORDS = 4  # fewer identify no sentence
 
 
 def find_quote(quote: str, text: str) -> tuple[int, int] | None:
@@ -35,6 +36,21 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     if len(whole.split()) > SENTENCE_WORDS:
         return start, end
     return first + len(whole) - len(whole.lstrip()), first + len(whole.rstrip())
+
+
+def complete_quote(beginning: str, texts: list[str]) -> str | None:
+    """The quote that `beginning`, whose last word may not be whole, goes on to: up to the end of its sentence in the texts, on one line.
+
+    None where the whole words are fewer than BEGINNING_WORDS, stand nowhere, or go on in different ways.
+    """
+    words = beginning.split()[:-1]
+    if len(words) < BEGINNING_WORDS:
+        return None
+    pattern = re.compile(r"\s+".join(re.escape(word) for word in words))
+    found = [" ".join(text[m.start() : sentence_around(text, *m.span())[1]].split()) for text in texts for m in pattern.finditer(text)]
+    longest = max(found, key=len, default="")
+    is_one = all(longest.startswith(quote) for quote in found)  # passages overlap, and may end within a sentence
+    return longest if is_one and len(longest.split()) > len(words) else None
 
 
 def locate(quote: str, chunks: list[Chunk], page_starts: dict[str, list[int]]) -> Citation | None:

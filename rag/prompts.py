@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rag.citations import complete_quote
 from understudy.digests import digest_of
 from understudy.records import Message
 
@@ -109,6 +110,16 @@ def rewrite_messages(question: str, turns: list[tuple[str, str]]) -> list[Messag
 def answer_target(quotes: list[str], answer: str) -> str:
     """The completion that teaches an answer: quote first, then answer."""
     return "".join(f"{QUOTE_LABEL} {quote}\n" for quote in quotes) + f"{ANSWER_LABEL} {answer}"
+
+
+def completed(beginning: str, passages: list[str]) -> str:
+    """What an answer completion that was cut off is gone on from: its quote, completed from the passages, and the answer's label; its
+    whole words where that cannot be; nothing where it is a thought, which chat templates take out of what they are given."""
+    if strip_thinking(beginning) != beginning:
+        return ""
+    quoting = re.fullmatch(r"(?i)\s*quote\s*:\s*(\S[^\n]*)", beginning)
+    quote = complete_quote(quoting.group(1), [_flat(passage) for passage in passages]) if quoting else None
+    return answer_target([quote], "").rstrip() if quote else re.sub(r"\S+$", "", beginning).rstrip(" ")
 
 
 def proposal_text(quotes: list[str], answer: str) -> str:

@@ -11,6 +11,7 @@ from typing import Self
 from rag import prompts
 from rag.cached import Cached
 from rag.events import AnswerWriter, Emit, StepDone, StepStarted
+from rag.policy import WHOLE_GRAPH, Policy
 from rag.prompts import Answer
 from rag.retrieve import Retriever
 from rag.validation import Calibration
@@ -18,7 +19,7 @@ from understudy.client import ModelClient
 from understudy.completions import TOKENS_PER_CHARACTER, Completion
 from understudy.config import Agent
 from understudy.errors import UnderstudyError
-from understudy.records import Citation, Message, Passage, Step, StepName, Trace
+from understudy.records import Citation, Message, Passage, Step, StepName, Trace, Usage
 
 SECOND_TRY_TEMPERATURE = 0.7
 
@@ -105,6 +106,11 @@ class Run:
         return self.tools.teacher.calibration if self.escalated and self.tools.teacher else self.tools.calibration
 
     @property
+    def policy(self) -> Policy:
+        """The steps that are taken of the graph."""
+        return self.calibration.policy if self.calibration else WHOLE_GRAPH
+
+    @property
     def worked_example(self) -> bool:
         """Whether prompts carry a worked example: a model without an adapter needs one."""
         chosen = self.tools.settings.worked_example
@@ -126,22 +132,37 @@ class Run:
 
     async def ask(self, name: StepName, messages: list[Message], max_tokens: int, on_progress: Callable[[Completion], None] | None = None) -> Step:
         """Ask the model, within what is left of the run's tokens; later tries are sampled, so that they differ. Raises BudgetSpent, EndpointError."""
-        left = self.tools.settings.max_tokens - self.tokens - estimate_tokens(messages)
+        step = Step(name=name, messages=messages, model=self.client.model.name, endpoint=self.client.model.base_url, started_at=time.time())
+        self.emit(StepStarted(name, step.model))
+        self.written = Completion("", Usage(), "", [], [], {})
+        return await self._write(step, "", max_tokens, on_progress)
+
+    async def go_on(self, step: Step, text: str, max_tokens: int, on_progress: Callable[[Completion], None] | None = None) -> Step:
+        """The step whose completion was cut off, gone on with as if the model had written `text` so far; usage and seconds add up."""
+        self.pending = step  # with what was written of it
+        return await self._write(step, text, max_tokens, on_progress)
+
+    async def _write(self, step: Step, text: str, max_tokens: int, on_progress: Callable[[Completion], None] | None) -> Step:
+        """The step with what the model writes after `text`; `written` holds all of it, with the tokens that it wrote itself."""
+        assert self.written is not None
+        before, client, started = self.written, self.client, time.perf_counter()
+        messages = [*step.messages, Message(role="assistant", content=text)] if text else step.messages
+        spent = self.tokens + step.usage.prompt_tokens + step.usage.completion_tokens
+        left = self.tools.settings.max_tokens - spent - estimate_tokens(messages)
         if left <= 0:
-            raise BudgetSpent(f"the run was stopped: {self.tokens} tokens spent, and agent.max_tokens = {self.tools.settings.max_tokens}")
-        client, started = self.client, time.perf_counter()
-        is_retry = bool(self.attempts) and name != "validate" and not self.escalated
-        self.pending = Step(name=name, messages=messages, model=client.model.name, endpoint=client.model.base_url, started_at=time.time())
-        self.emit(StepStarted(name, client.model.name))
-        self.written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, on_progress)
-        usage = self.written.usage
-        return self.pending.model_copy(
+            raise BudgetSpent(f"the run was stopped: {spent} tokens spent, and agent.max_tokens = {self.tools.settings.max_tokens}")
+        is_retry = bool(self.attempts) and step.name != "validate" and not self.escalated
+        self.pending = step
+        written = await client.complete(messages, min(max_tokens, left), SECOND_TRY_TEMPERATURE if is_retry else 0.0, on_progress)
+        usage = written.usage if written.usage.prompt_tokens else written.usage.model_copy(update={"prompt_tokens": estimate_tokens(messages)})
+        self.written = written.after(before, text)
+        return step.model_copy(
             update={
                 "text": self.written.text,
-                "usage": usage if usage.prompt_tokens else usage.model_copy(update={"prompt_tokens": estimate_tokens(messages)}),
+                "usage": step.usage + usage,
                 "mean_logprob": self.written.mean_logprob,
-                "finish_reason": self.written.finish_reason,
-                "seconds": time.perf_counter() - started,
+                "finish_reason": written.finish_reason,
+                "seconds": step.seconds + time.perf_counter() - started,
             }
         )
 
@@ -161,7 +182,8 @@ class Run:
         best, tools = self.best, self.tools
         is_teachers = bool(tools.teacher and best and best.model == tools.teacher.client.model.name)
         cut_off = [self.pending.model_copy(update={"error": error, "seconds": time.time() - self.pending.started_at})] if self.pending and error else []
-        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "error": error}
+        is_low = bool(best and best.score < tools.settings.escalate_below)
+        noted = {"mode": tools.settings.mode, "escalated": "true" if is_teachers else "", "low_score": "true" if is_low else "", "error": error}
         return Trace(
             id=uuid.uuid4().hex,
             tenant=tools.retriever.tenant,

@@ -15,17 +15,23 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from rag.citations import find_quote
+from rag.index import tokenize
+from rag.policy import WHOLE_GRAPH, Policy
 from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, parse_score, strip_thinking
 from understudy.completions import Completion
 from understudy.files import read_json, write_json
 from understudy.records import Passage
 
 FILE = "calibration.json"
-RIGHT_SIGNALS = ("quote_overlap", "verbatim", "answer_logprob", "verdict")  # of an answer that was given
-ANSWERABLE_SIGNALS = ("answer_odds", "lexical", "dense", "passage_overlap")  # of question and passages, whatever was answered
-SIGNALS = (*RIGHT_SIGNALS, *ANSWERABLE_SIGNALS)
+VERSION = 2
+ANSWERABLE_SIGNALS = ("answer_odds", "lexical", "dense", "passage_overlap")  # known at the first token, whatever is answered
+FREE_SIGNALS = ("answer_odds", "answer_logprob", "said_overlap", "quote_lead", "from_best")  # of an answer that was given
+RIGHT_SIGNALS = (*FREE_SIGNALS, "verdict")  # where the verdict is asked for
+SIGNALS = tuple(dict.fromkeys(("verbatim", *RIGHT_SIGNALS, *ANSWERABLE_SIGNALS)))
 RIDGE = 3.0  # L2 penalty: a calibration split is small
 STATED = re.compile(r"(?i)\bscore\b[\"'*\s]*[:=][\"'*\s]*(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)(?![\d.]*[\d/%])")
+SENTENCE_END = re.compile(r"(?<=[.!?;:])\s+")
 UNSEEN = 1e-4  # probability of a first token that the endpoint did not list
 
 
@@ -40,10 +46,10 @@ class Logistic(BaseModel):
     weights: list[float]
     bias: float
 
-    def probability(self, signals: dict[str, float]) -> float:
-        """In [0, 1]."""
+    def probability(self, signals: dict[str, float], prior: float = 0.0) -> float:
+        """In [0, 1]; `prior` is added to the log-odds."""
         x = (np.array([signals[name] for name in self.signals]) - self.means) / self.scales
-        return 0.5 + 0.5 * math.tanh(0.5 * float(x @ np.array(self.weights) + self.bias))  # the logistic function, without overflow
+        return 0.5 + 0.5 * math.tanh(0.5 * (float(x @ np.array(self.weights)) + self.bias + prior))  # the logistic function, without overflow
 
 
 class Calibration(BaseModel):
@@ -51,13 +57,16 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    version: int = VERSION  # of the signals and of how they are fitted
     key: str  # digest of what it was fitted on: questions, corpus, prompts, retrieval
     model: str
     questions: int
-    right: Logistic | None  # that an answer is right; None where all were, or none
+    right: Logistic | None  # that an answer is right; None where none was given
     answerable: Logistic | None  # that the passages answer the question, both kinds weighing the same; None without both kinds
-    auroc: float | None  # of `right`, cross-validated
+    auroc: float | None  # of the score, of answers and abstentions alike, cross-validated
     abstention_accuracy: float | None  # of `answerable`, cross-validated, mean of both kinds
+    prior: float = 0.0  # log-odds that a question is answerable, which `answerable` leaves out
+    policy: Policy = WHOLE_GRAPH
 
     def abstains(self, signals: dict[str, float]) -> bool:
         """Whether to abstain although the model answered."""
@@ -66,19 +75,29 @@ class Calibration(BaseModel):
     def score(self, signals: dict[str, float], abstained: bool) -> float:
         """Probability in [0, 1] that the answer, or the abstention, is right."""
         if abstained and self.answerable:
-            return 1.0 - self.answerable.probability(signals)
+            return 1.0 - self.answerable.probability(signals, self.prior)
         return self.right.probability(signals) if self.right and not abstained else plain_score(signals, abstained)
 
 
 def signals_of(question: str, passages: list[Passage], answer: Answer, verbatim: float, written: Completion, verdict: float | None) -> dict[str, float]:
     """The signals of one answer; `verbatim` is the share of its quotes that stand in the passages shown."""
+    quoted, said, *sentences = overlaps(question, [" ".join(answer.quotes), " ".join([*answer.quotes, answer.text]), *sentences_of(passages)])
     return {
+        **first_signals(question, passages, written),
         "verdict": 0.5 if verdict is None else verdict,
-        "answer_odds": answer_odds(written),
         "answer_logprob": written.mean_logprob or 0.0,
         "verbatim": verbatim,
-        "quote_overlap": overlap(question, answer.quotes),
-        "passage_overlap": overlap(question, [passage.chunk.text for passage in passages]),
+        "said_overlap": said,
+        "quote_lead": quoted - max(sentences, default=0.0),
+        "from_best": share_from_best(answer.quotes, passages),
+    }
+
+
+def first_signals(question: str, passages: list[Passage], written: Completion) -> dict[str, float]:
+    """The signals that are known once the first token is written."""
+    return {
+        "answer_odds": answer_odds(written),
+        "passage_overlap": overlaps(question, [" ".join(passage.chunk.text for passage in passages)])[0],
         "lexical": max((passage.scores.lexical or 0.0 for passage in passages), default=0.0),
         "dense": max((passage.scores.dense or 0.0 for passage in passages), default=0.0),
     }
@@ -95,10 +114,21 @@ def answer_odds(written: Completion) -> float:
     return math.log(answers / abstains)
 
 
-def overlap(question: str, texts: list[str]) -> float:
-    """Share in [0, 1] of the question's words of four letters or more that stand in the texts."""
-    wanted = set(re.findall(r"\w{4,}", question.lower()))
-    return len(wanted & set(re.findall(r"\w{4,}", " ".join(texts).lower()))) / len(wanted) if wanted else 0.0
+def overlaps(question: str, texts: list[str]) -> list[float]:
+    """Of each text, the share in [0, 1] of the question's stems, stop words apart, that stand in it."""
+    asked, *said = (set(stems) for stems in tokenize([question, *texts]))
+    return [len(asked & stems) / len(asked) if asked else 0.0 for stems in said]
+
+
+def sentences_of(passages: list[Passage]) -> list[str]:
+    """The passages' sentences."""
+    return [sentence for passage in passages for sentence in SENTENCE_END.split(passage.chunk.text)]
+
+
+def share_from_best(quotes: list[str], passages: list[Passage]) -> float:
+    """Share in [0, 1] of the quotes that stand in the passage which BM25 ranks first."""
+    best = max(passages, key=lambda passage: passage.scores.lexical or 0.0, default=None)
+    return sum(find_quote(quote, best.chunk.text) is not None for quote in quotes) / len(quotes) if best and quotes else 0.0
 
 
 def read_verdict(completion: Completion) -> float | None:
@@ -157,10 +187,17 @@ def fit_logistic(signals: tuple[str, ...], rows: list[dict[str, float]], labels:
     return Logistic(signals=list(signals), means=means.tolist(), scales=scales.tolist(), weights=beta[:-1].tolist(), bias=float(beta[-1]))
 
 
+def constant(labels: list[bool]) -> Logistic | None:
+    """Laplace's estimate of how often the labels are true, whatever the signals; None without labels."""
+    odds = (sum(labels) + 1) / (len(labels) - sum(labels) + 1)
+    return Logistic(signals=[], means=[], scales=[], weights=[], bias=math.log(odds)) if labels else None
+
+
 def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration kept beside an adapter, or None."""
+    """The calibration kept beside an adapter; None without one, or where it knows other signals than these."""
     path = folder / FILE
-    return Calibration.model_validate(read_json(path)) if path.exists() else None
+    kept = read_json(path) if path.exists() else {}
+    return Calibration.model_validate(kept) if kept.get("version") == VERSION else None
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

@@ -29,6 +29,7 @@ class Endpoint:
         self.logprob = -0.1
         self.prompt_tokens = 10
         self.refuses_logprobs = False
+        self.keeps_limits = False  # whether a completion ends at max_tokens, of four characters each
         self.faults: list[Fault] = []
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
@@ -63,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][-1]["content"]
+        continued = body["messages"][-1]["content"] if body["messages"][-1]["role"] == "assistant" else ""
+        prompt = next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
         step = step_of(prompt)
         self.endpoint.asked.append(step)
         self.endpoint.bodies.append(body)
@@ -73,10 +75,14 @@ class Handler(BaseHTTPRequestHandler):
         elif self.endpoint.refuses_logprobs and "logprobs" in body:
             self.send(400, {"error": {"message": "Unrecognized request argument supplied: logprobs"}})
         else:
-            self.answer(self.endpoint.reply(step, prompt), body)
+            text = self.endpoint.reply(step, prompt)
+            self.answer(text[len(continued) :] if text.startswith(continued) else text.rpartition("Answer:")[2], body)
 
     def answer(self, text: str, body: dict[str, Any]) -> None:
-        finish, usage = self.endpoint.finish, {"prompt_tokens": self.endpoint.prompt_tokens, "completion_tokens": max(1, len(text) // 4)}
+        finish = self.endpoint.finish
+        if self.endpoint.keeps_limits and len(text) > 4 * body["max_tokens"]:
+            text, finish = text[: 4 * body["max_tokens"]], "length"
+        usage = {"prompt_tokens": self.endpoint.prompt_tokens, "completion_tokens": max(1, len(text) // 4)}
         if body.get("stream"):
             self.start_stream()
             for piece in pieces(text):

@@ -44,6 +44,7 @@ class Model:
     has_adapter: bool = False
     price_in: float = 0.0  # per million prompt tokens
     price_out: float = 0.0  # per million completion tokens
+    continues: bool = False  # whether the endpoint goes on from an assistant's message that it is given (vLLM's continue_final_message)
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Patience:
 def engine_model(engine: RunningEngine, name: str) -> Model:
     """The running engine's base or one of its adapters as a Model; raises NotFoundError."""
     if name == "base":
-        return Model("base", engine.base, engine.url)
+        return Model("base", engine.base, engine.url, continues=True)
     if name not in engine.models:
         raise NotFoundError(f"the running engine does not serve {name}", "restart `understudy serve`, which loads every registered adapter")
-    return Model(name, name, engine.url, has_adapter=True)
+    return Model(name, name, engine.url, has_adapter=True, continues=True)
 
 
 def remote_model(name: str, endpoint: Endpoint) -> Model:
@@ -118,7 +119,7 @@ class ModelClient:
             await asyncio.sleep(pause)
 
     def request(self, messages: list[Message], max_tokens: int, temperature: float, stream: bool) -> dict[str, Any]:
-        """The arguments of the SDK's chat.completions.create.
+        """The arguments of the SDK's chat.completions.create; a last message of the assistant's is gone on from.
 
         No seed is sent: a seeded request with temperature ends vLLM 0.32's CPU engine ("CPU Generator does not use offset").
         """
@@ -126,6 +127,8 @@ class ModelClient:
         body: dict[str, Any] = {"model": self.model.served_name, "messages": turns, "max_tokens": max_tokens, "temperature": temperature}
         if self.model.api_key == NO_KEY:
             body["extra_headers"] = {"Authorization": openai.Omit()}
+        if messages[-1].role == "assistant":
+            body["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
         if self.gives_logprobs:
             body |= {"logprobs": True, "top_logprobs": 5}
         return body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})

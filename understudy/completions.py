@@ -29,6 +29,14 @@ class Completion:
         """Mean log-probability of the completion's tokens."""
         return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
 
+    def after(self, before: Completion, text: str) -> Completion:
+        """Both as one completion: `before`, put as `text`, gone on with by this one. Tokens are those that were written."""
+        if not text:
+            return self
+        first = before.first_alternatives or self.first_alternatives
+        tokens, logprobs = [*before.tokens, *self.tokens], [*before.logprobs, *self.logprobs]
+        return Completion(text + self.text, before.usage + self.usage, self.finish_reason, tokens, logprobs, first)
+
 
 class Draft:
     """A completion while it comes in: add each payload, then finish."""

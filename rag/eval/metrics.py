@@ -36,7 +36,7 @@ class Metric:
     group: str
     meaning: str
     better: Literal["higher", "lower", ""] = "higher"
-    unit: Literal["share", "seconds", "tokens", "money"] = "share"
+    unit: Literal["share", "seconds", "tokens", "money", "count"] = "share"
     is_binary: bool = False  # each row is 0 or 1
     weight: str = ""  # the row key that holds how many items the row's share is over; "": rows count alike
 
@@ -55,6 +55,8 @@ METRICS: dict[str, Metric] = {
     "recall_at_k": Metric("Recall@k", "Retrieval", "expert's quotes found in the first retrieval's passages"),
     "latency_p50": Metric("Latency, median", "Cost", "seconds of a whole run", "lower", "seconds"),
     "latency_p95": Metric("Latency, 95th percentile", "Cost", "seconds of a whole run", "lower", "seconds"),
+    "model_steps": Metric("Model steps", "Cost", "steps that asked the model, mean of a run; a round of the whole graph has three", "lower", "count"),
+    "escalation_rate": Metric("Escalated", "Cost", "runs that a teacher answered or would have: scored below agent.escalate_below", "lower", is_binary=True),
     "prompt_tokens": Metric("Prompt tokens", "Cost", "mean of a run", "lower", "tokens"),
     "cached_tokens": Metric("… of them cached", "Cost", "mean of a run", "", "tokens"),
     "completion_tokens": Metric("Completion tokens", "Cost", "mean of a run", "lower", "tokens"),
@@ -95,6 +97,8 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
         "valid_score_rate": readable / len(validations) if validations else None,
         "validations": float(len(validations)),
         "seconds": sum(step.seconds for step in trace.steps) if trace.steps else None,
+        "model_steps": float(sum(step.name != "retrieve" for step in trace.steps)) if trace.steps else None,
+        "escalation_rate": float(bool(trace.metadata.get("escalated") or trace.metadata.get("low_score"))) if trace.complete else None,
         "prompt_tokens": float(prompt_tokens) if trace.steps else None,
         "cached_tokens": float(sum(step.usage.cached_tokens for step in trace.steps)) if trace.steps else None,
         "completion_tokens": float(completion_tokens) if trace.steps else None,

@@ -10,9 +10,10 @@ import pytest
 
 from rag.agent import Tools, compiled_graph, run_agent, stream_agent
 from rag.events import AnswerText, Done, Event, StepDone, StepStarted
+from rag.policy import WHOLE_GRAPH, Policy
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
 from rag.retrieve import Retriever
-from rag.validation import SIGNALS, Calibration, Logistic
+from rag.validation import ANSWERABLE_SIGNALS, Calibration, Logistic
 from tests.scripted import HASTY, Endpoint, drip, endless, scripted
 from understudy.client import ModelClient
 from understudy.config import Agent
@@ -35,10 +36,10 @@ def ask(endpoint: Endpoint, retriever: Retriever, calibration: Calibration | Non
     return asyncio.run(run())
 
 
-def fixed_calibration(answerable_bias: float) -> Calibration:
-    zeros, ones = [0.0] * len(SIGNALS), [1.0] * len(SIGNALS)
-    answerable = Logistic(signals=list(SIGNALS), means=zeros, scales=ones, weights=zeros, bias=answerable_bias)
-    return Calibration(key="k", model="base", questions=9, right=None, answerable=answerable, auroc=None, abstention_accuracy=None)
+def fixed_calibration(answerable_bias: float, policy: Policy = WHOLE_GRAPH) -> Calibration:
+    zeros, ones = [0.0] * len(ANSWERABLE_SIGNALS), [1.0] * len(ANSWERABLE_SIGNALS)
+    answerable = Logistic(signals=list(ANSWERABLE_SIGNALS), means=zeros, scales=ones, weights=zeros, bias=answerable_bias)
+    return Calibration(key="k", model="base", questions=9, right=None, answerable=answerable, auroc=None, abstention_accuracy=None, policy=policy)
 
 
 def test_a_right_answer_is_cited_with_its_place(endpoint: Endpoint, retriever: Retriever) -> None:
@@ -80,7 +81,7 @@ def test_the_calibration_decides_whether_an_answer_becomes_an_abstention(endpoin
     endpoint.reply = lambda step, _: RIGHT[step]
     trace = ask(endpoint, retriever, fixed_calibration(2.0 if is_answerable else -2.0))
     assert trace.complete
-    assert endpoint.asked == ["plan", "answer", "validate"]  # a sure abstention is accepted at once
+    assert endpoint.asked == ["plan", "answer", *(["validate"] if is_answerable else [])]  # a sure abstention is accepted at once, unasked
     assert trace.abstained == (not is_answerable)
     assert [citation.document for citation in trace.citations] == (["kiln.txt"] if is_answerable else [])
     assert trace.steps[2].parsed["answer"] == "On Tuesdays at seven."  # what the model wrote stays in the trace

@@ -37,6 +37,20 @@ def test_a_streamed_completion_is_the_whole_one(engine_session: Served) -> None:
     assert all(whole.text.startswith(draft.text) for draft in drafts)
 
 
+def test_an_answer_is_gone_on_from_where_it_is_put(engine_session: Served) -> None:
+    asked = [Message(role="user", content="Name three colours.")]
+
+    async def run() -> tuple[Completion, str, Completion]:
+        async with ModelClient(engine_model(engine_session.running, "base")) as client:
+            whole = await client.complete(asked, 24)
+            put = " ".join(whole.text.split(" ")[:4])
+            return whole, put, await client.complete([*asked, Message(role="assistant", content=put)], 8)
+
+    whole, put, rest = asyncio.run(run())
+    assert rest.usage.prompt_tokens > whole.usage.prompt_tokens
+    assert whole.text.startswith(put + rest.text[:2])
+
+
 @pytest.mark.parametrize("mode", ["agentic", "fast", "closed-book"])
 def test_runs_of_each_mode_end_whole(engine_session: Served, retriever: Retriever, mode: str) -> None:
     async def run() -> None:

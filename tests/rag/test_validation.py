@@ -19,7 +19,7 @@ from rag.validation import (
     Logistic,
     answer_odds,
     fit_logistic,
-    overlap,
+    overlaps,
     plain_score,
     read_calibration,
     read_verdict,
@@ -58,7 +58,9 @@ def test_the_signals_say_how_question_passages_and_quotes_match(make_document: C
     signals = signals_of("When was the kiln fired?", passages, answer, 1.0, wrote({"Quote": 1.0}, logprobs=[-0.5, -1.5]), None)
     assert set(signals) == set(SIGNALS)
     assert signals == signals | {"verdict": 0.5, "answer_logprob": -1.0, "verbatim": 1.0, "lexical": 3.0, "dense": 0.5}
-    assert (signals["quote_overlap"], signals["passage_overlap"]) == (1 / 3, 2 / 3)  # of when, kiln, fired
+    assert (signals["said_overlap"], signals["passage_overlap"]) == (1 / 3, 2 / 3)  # of when, kiln, fired
+    assert signals["quote_lead"] == -1 / 3  # the first sentence has both
+    assert signals["from_best"] == 1.0
     nothing = signals_of("?", [], Answer(ABSTENTION, [], True, True), 0.0, wrote({}), 0.25)
     assert nothing == dict.fromkeys(SIGNALS, 0.0) | {"verdict": 0.25}
 
@@ -75,10 +77,10 @@ def test_answer_odds_are_antisymmetric_and_bounded(quote: float, abstention: flo
 
 @given(question=st.text("abcde ?A"), texts=st.lists(st.text("abcde A"), max_size=4))
 def test_overlap_is_a_share_that_more_text_never_lowers(question: str, texts: list[str]) -> None:
-    shares = [overlap(question, texts[:count]) for count in range(len(texts) + 1)]
+    shares = overlaps(question, [" ".join(texts[:count]) for count in range(len(texts) + 1)])
     assert shares == sorted(shares)
     assert all(0 <= share <= 1 for share in shares)
-    assert overlap(question, [question.upper()]) == float(any(len(word.strip("?")) > 3 for part in question.split() for word in part.split("?")))
+    assert overlaps(question, [question.upper()])[0] in (0.0, 1.0)  # 0 where it is all stop words
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def calibrate(args: Namespace) -> Outcome:
         f" abstention accuracy {_number(result['abstention_accuracy'])}"
     ]
     for fit_name, weights in result["weights"].items():
-        lines.append(f"  {fit_name}: " + ", ".join(f"{signal} {weight:+.2f}" for signal, weight in weights.items()))
+        lines.append(f"  {fit_name}: " + (", ".join(f"{signal} {weight:+.2f}" for signal, weight in weights.items()) or "the same for every answer"))
+    lines.append("  policy: " + ", ".join(f"{name} {setting}" for name, setting in result["policy"].items()))
     return Outcome(result, lines)
 
 

@@ -212,6 +212,13 @@ def test_valid_scores_are_counted_over_validations(ask, reply, corpus) -> None:
     assert aggregate(rows)["valid_score_rate"] == pytest.approx(2 / 6)
 
 
+def test_model_steps_and_escalations_are_counted(ask, reply, corpus) -> None:
+    traces = [reply(), reply().model_copy(update={"metadata": {"low_score": "true"}}), reply().model_copy(update={"metadata": {"escalated": "true"}})]
+    rows = [score_trace(trace, ask(), corpus) for trace in traces]
+    assert aggregate(rows)["escalation_rate"] == pytest.approx(2 / 3)
+    assert aggregate(rows)["model_steps"] == sum(step.name != "retrieve" for step in traces[0].steps)
+
+
 def test_latency_is_the_nearest_rank() -> None:
     found = aggregate([{"seconds": float(value)} for value in range(1, 21)] + [{"seconds": None}])
     assert found["latency_p50"] == 10.0 and found["latency_p95"] == 19.0
