@@ -10,6 +10,7 @@ stays in the order in which it is written: the same words in two orders are take
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise, product, zip_longest
@@ -73,6 +74,7 @@ class Wording:
     phrased: frozenset[str]  # the first two words of each phrase: a noun, or what describes it
     verbs: frozenset[str]  # of passives
     participles: frozenset[str]
+    repeated: frozenset[str]
     moving: frozenset[str]  # adverbs and particles
     subject: Token | None
     asked_for: tuple[list[str], bool]
@@ -92,6 +94,7 @@ def wording_of(clauses: tuple[Clause, ...]) -> Wording:
         phrased=frozenset(token.concept for clause in clauses for before, token in pairwise((Token(""), *clause)) if token.is_noun or before.is_noun),
         verbs=frozenset(part.tokens[verb].concept for clause in parts for part in clause for verb in part.passives),
         participles=frozenset(token.concept for clause in clauses for place, token in enumerate(clause) if _is_participle(clause, place)),
+        repeated=frozenset(concept for concept, count in Counter(token.concept for token in content).items() if count > 1),
         moving=frozenset(token.concept for token in content if token.word in _PARTICLES or _is_adverb(token.word)),
         subject=_subject(parts),
         asked_for=_asked_for(clauses),
@@ -115,7 +118,7 @@ def role_findings(a: Wording, b: Wording, ignored: frozenset[str], may_turn: boo
     loose = set() if all(compounds) else compounds[0] | compounds[1]
     if found := _different_subjects(a, b, loose) or _different_subjects(b, a, loose) or _different_hosts(a, b, shared - verbs):
         return found
-    loose |= {c for c in shared if (way := a.governed[c]) == b.governed[c] and (way not in ("", "to") or (way == "to" and c in nouns))}
+    loose |= {c for c in shared if (way := a.governed[c]) == b.governed[c] and (way not in ("", "to", "by") or (way == "to" and c in nouns))}
     fixed = shared - (loose - a.participles - b.participles) - a.moving - b.moving - ignored
     indirect = [c for c in fixed if {a.governed[c], b.governed[c]} == {"to", ""}]  # give Y X: give X to Y
     orders_a, orders_b = _orders(a, nouns, fixed, may_turn), _orders(b, nouns, fixed, may_turn)
@@ -305,7 +308,10 @@ def _compounded(a: Wording, b: Wording, verbs: frozenset[str]) -> set[str]:
         for clause in b.clauses:
             for place in (place for place, token in enumerate(clause) if token.concept == concept):
                 run = next((end for end in range(place, len(clause)) if not clause[end].concept), len(clause))
-                if a.hosts[concept] in {t.concept for t in clause[place + 1 : run] if not _PARTICIPLE.fullmatch(t.word)} - verbs:
+                if (
+                    a.repeated.isdisjoint((concept, a.hosts[concept]))
+                    and a.hosts[concept] in {t.concept for t in clause[place + 1 : run] if not _PARTICIPLE.fullmatch(t.word)} - verbs
+                ):
                     found.add(concept)
     return found
 

@@ -80,7 +80,7 @@ REWRITES: list[tuple[str, str]] = [
     *((rf"\b({pattern})", f"what {concept} ") for concept, pattern in _ASKS.items()),
     (r"\bhow high\b", "what"),
     (r"\b(am|is|are|was|were|be|being) ((?:\w+ ){0,6}?)(allowed|permitted|possible|able|entitled|free(?= to))( for(?= (\w+ ){1,6}to\b))?( to)?\b", r"MAY \2"),
-    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary)\b( to)?", r"MUST \2"),
+    (r"\b(am|is|are|was|were|be) ((?:\w+ ){0,4}?)(required|obliged|supposed|expected|necessary)\b( for(?= (\w+ ){1,6}to\b))?( to)?", r"MUST \2"),
     (r"\b(am|is|are|was|were) ((?:\w+ ){0,4}?)to be\b", r"MUST \2 be"),
     (r"\b(has|have|had) ((?:\w+ ){0,4}?)to\b", r"MUST \2"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,10 @@ from rag.retrieve import Retriever, open_retriever
 from tests.conftest import workspace_of_notes
 from tests.rag.test_agent import Endpoint
 from understudy.client import ModelClient
-from understudy.commands import Outcome, caching
+from understudy.commands import Outcome, answers, caching, setting_up
 from understudy.commands.wiring import cache_scope
 from understudy.config import Agent, Cache
+from understudy.errors import NotFoundError
 from understudy.records import Passage, Step, Trace
 from understudy.workspace import Workspace
 
@@ -241,3 +243,39 @@ def test_the_commands_tell_and_take_corrections(asker: Asker) -> None:
     assert listed["entries"][0]["observations"] == 1
     assert run(caching.cache_wrong, trace=asker.ask().id)["removed"] is True
     assert run(caching.cache_clear) == {"removed": 0}
+
+
+def test_ask_answers_from_the_cache_where_no_engine_runs(asker: Asker) -> None:
+    workspace = asker.workspace
+
+    def ask(question: str, **changes: object) -> dict[str, Any]:
+        arguments = {"model": "base", "mode": None, "start": False, "no_cache": False, "json": True} | changes
+        return answers.ask(Namespace(workspace=str(workspace.root), set=["cache.audit=1"], question=question, **arguments)).result  # no model could check it
+
+    asker.scope, asker.now = cache_scope(workspace, "base", "agentic"), time.time()
+    asker.ask()
+    for question, tier in ((QUESTION, "exact"), ("At what time is the kiln fired?", "semantic")):
+        told = ask(question)
+        assert (told["answer"], told["cache"], told["steps"]) == (ANSWER, tier, [])
+        kept = workspace.store.trace(told["trace_id"])
+        assert kept is not None
+        assert kept.cache == tier
+    for question, changes in (("Who paints the barn doors?", {}), (QUESTION, {"no_cache": True}), (QUESTION, {"mode": "fast"})):
+        with pytest.raises(NotFoundError, match="no server is running") as raised:
+            ask(question, **changes)
+        assert "serve" in raised.value.remedy
+
+
+def test_doctor_tells_of_the_cache(asker: Asker) -> None:
+    def check(*settings: str) -> dict[str, str]:
+        checks = setting_up.doctor(Namespace(workspace=str(asker.workspace.root), set=list(settings), json=True)).result["checks"]
+        return next(dict(one) for one in checks if one["name"] == "cache")
+
+    asker.ask()
+    count = asker.workspace.store.count_cache_entries("default")
+    told = check()
+    assert (told["status"], told["remedy"]) == ("ok", "")
+    assert told["detail"].startswith(f"{count} of at most 100000 entries, kept 30 days; the calibration that ships")
+    assert "cache.max_entries" in check(f"cache.max_entries={count}")["remedy"]
+    assert "cache calibrate" in check("models.embedder=another")["remedy"]
+    assert "switched off" in check("cache.enabled=false")["detail"]
