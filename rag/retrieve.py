@@ -181,7 +181,9 @@ def document_order(chunk: Chunk) -> tuple[str, str, int]:
 def open_retriever(workspace: Workspace, embedder: Embedder | None = None) -> Retriever:
     """The live corpus of the workspace's tenant, with an embedder that is loaded already or its own.
 
-    Raises NotFoundError while it is empty, StorageError where the index is damaged or was made with another embedder or chunker than the configuration's."""
+    Raises NotFoundError while it is empty, StorageError where the index is damaged or was made with another embedder or chunker than the
+    configuration's.
+    """
     config = workspace.config
     index = _open_live(workspace)
     embedder = embedder or open_embedder(workspace)

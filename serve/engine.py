@@ -73,6 +73,7 @@ def build_command(spec: EngineSpec) -> list[str]:
     command += ["--generation-config", "vllm"]  # a model's own sampling defaults (penalties) would make served differ from trained
     command += ["--default-chat-template-kwargs", json.dumps({"enable_thinking": False})]  # as understudy.chat renders for training
     command += ["--chat-template", str(spec.chat_template.resolve())] if spec.chat_template else []
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_parser] if settings.tool_parser else []
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
     command += ["--no-enable-log-requests", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     command += ["--enable-lora", "--max-lora-rank", str(allowed_rank(spec)), "--max-loras", str(settings.max_loras)]

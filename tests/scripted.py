@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
         else:
-            written = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+            written = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
             choice = {"index": 0, **written, "finish_reason": finish, "logprobs": self.logprobs(text, body)}
             self.send(200, {"object": "chat.completion", "choices": [choice], "usage": usage})
 

@@ -114,6 +114,7 @@ class Serve(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of GPU memory the engine may take")
     max_loras: int = Field(4, ge=1, description="adapters resident at once")
     max_lora_rank: int | None = Field(None, ge=1, description="unset: the largest rank among the adapters served")
+    tool_parser: str = Field("", description="vLLM's parser of the base's tool calls, such as hermes for Qwen2.5; unset: requests with tools are refused")
     start_seconds: float = Field(600, gt=0, description="how long to wait for the engine to become healthy")
 
 

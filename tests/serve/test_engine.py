@@ -97,6 +97,12 @@ def test_settings_win_over_the_device_default() -> None:
         assert (option(command, "--max-num-seqs"), option(command, "--max-num-batched-tokens")) == ("3", "128")
 
 
+def test_tools_are_called_where_their_parser_is_named() -> None:
+    assert "--enable-auto-tool-choice" not in build_command(make_spec())
+    command = build_command(make_spec(settings=Serve(tool_parser="hermes")))
+    assert "--enable-auto-tool-choice" in command and option(command, "--tool-call-parser") == "hermes"
+
+
 def test_engine_never_reaches_out() -> None:
     environment = build_environment(make_spec())
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
