@@ -11,7 +11,7 @@ TABLE = Path(__file__).with_name("coverage.json")  # rows {documents, questions_
 
 
 def simulated_coverage(questions: int, documents: int) -> float | None:
-    """The worst coverage simulated, over rates and document effects, for the nearest size that is not larger.
+    """The worst coverage simulated, over rates and document effects, for no more documents and the numbers of questions of each on both sides.
 
     `documents` is how many are resampled, 0 where questions are drawn alone. None where nothing so small was simulated.
     """
@@ -22,8 +22,10 @@ def simulated_coverage(questions: int, documents: int) -> float | None:
     nearest = max(known)
     each = questions / max(1, documents)
     sizes = [per for size, per in cells if size == nearest]
-    smaller = [per for per in sizes if per <= each]
-    return cells[nearest, max(smaller) if smaller else min(sizes)]
+    below, above = [per for per in sizes if per <= each], [per for per in sizes if per >= each]
+    if not documents and not below:
+        return None
+    return min(cells[nearest, max(below, default=min(sizes))], cells[nearest, min(above, default=max(sizes))])
 
 
 @lru_cache(maxsize=1)

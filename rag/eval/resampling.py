@@ -19,7 +19,7 @@ from rag.eval.estimators import Estimator, Means, Numbers
 
 FEWEST_CLUSTERS = 5  # with fewer documents, resampling them says nothing
 FEWEST_BEYOND = 10  # resamples beyond zero
-BATCH = 500  # resamples evaluated at once; bounds memory
+BATCH = 1000  # resamples evaluated at once; bounds memory
 CONFIDENCE = 0.95
 POWER = 0.8
 

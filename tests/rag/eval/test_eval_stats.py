@@ -199,10 +199,12 @@ def test_coverage_is_the_worst_simulated_at_a_size_that_is_not_larger() -> None:
     rows = json.loads(TABLE.read_text())["coverage"]
     assert len(rows) > 10 and all(0.5 < row["coverage"] <= 1 for row in rows)
     at = {(row["documents"], row["questions_per_document"]) for row in rows}
-    documents, each = max(at)
-    assert simulated_coverage(documents * each, documents) == simulated_coverage(documents * each + 7, documents + 1)
-    assert simulated_coverage(documents * each, documents) == min(r["coverage"] for r in rows if (r["documents"], r["questions_per_document"]) == max(at))
-    assert simulated_coverage(1000, 3) is None and simulated_coverage(40, 0) is not None
+    worst = {size: min(row["coverage"] for row in rows if (row["documents"], row["questions_per_document"]) == size) for size in at}
+    for (documents, each), coverage in worst.items():
+        assert simulated_coverage(max(1, documents) * each, documents) == coverage
+    assert simulated_coverage(12 * 20, 12) == min(worst[12, 12], worst[12, 40]) == simulated_coverage(15 * 20, 15)  # between two sizes: the worse
+    assert simulated_coverage(40 * 500, 400) == worst[40, 40] and simulated_coverage(5000, 0) == worst[0, 400]
+    assert simulated_coverage(1000, 3) is None and simulated_coverage(5, 0) is None  # smaller than any
 
 
 def test_what_is_too_small_is_said() -> None:
