@@ -39,6 +39,7 @@ DOCUMENTS = ("02-data-protection.pdf", "07-human-oversight.pdf")
 QUESTIONS = 30  # of each document
 OFFLINE = Path(__file__).parent / "offline"  # every test runs, and starts what it starts, with outbound connections refused
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
 if "UNDERSTUDY_REFUSED" not in os.environ:
     os.environ["UNDERSTUDY_REFUSED"] = tempfile.mkstemp(suffix=".refused")[1]
     os.environ.setdefault("UNDERSTUDY_REACHABLE", " ".join(re.findall(r"[\w.-]+", mongodb.GIVEN)))

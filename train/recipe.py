@@ -69,9 +69,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_method(self) -> Recipe:
-        set_anyway = self.model_fields_set & {"use_rslora", "lora_dropout", "layers_to_transform"}
+        set_anyway = self.model_fields_set & {"use_rslora", "lora_dropout", "layers_to_transform", "warm_start"}
         if set_anyway and self.method not in ("lora", "dora"):
             raise ValueError(f"{self.method} has no {', '.join(sorted(set_anyway))}")
+        if self.method == "prefix_tuning" and self.gradient_checkpointing:
+            raise ValueError("prefix_tuning and gradient_checkpointing exclude each other: transformers would drop the prefix")
         if self.method in ("fishmask", "far") and self.quantisation != "none":
             raise ValueError(f"{self.method} changes the base's own weights: set quantisation=none")
         return self
