@@ -21,8 +21,10 @@ def test_the_default_recipe_is_the_defaults() -> None:
         ("early_stopping_patience=2", "early_stopping_patience: Value error, needs eval_steps"),
         ("layers_to_transform=[]", "layers_to_transform"),
         ("lora_dropout=1", "lora_dropout"),
+        ("method=ia3 use_rslora=true", "ia3 has no use_rslora"),
+        ("method=prefix_tuning gradient_checkpointing=true", "exclude each other"),
     ],
 )
 def test_what_cannot_work_is_named(setting: str, fault: str) -> None:
     with pytest.raises(UsageError, match=fault.replace("?", r"\?")):
-        load_recipe("default", [setting])
+        load_recipe("default", setting.split())
