@@ -1,7 +1,7 @@
 """Nearest entries in memory, for one scope of the semantic cache: appended to as entries come, never rebuilt on a look-up.
 
 Below EXACT_BELOW vectors every cosine is computed. Beyond, the signs of the components pick candidates by Hamming distance
-(faiss, 48 bytes a vector at 384 dimensions) and their cosines are computed. `scripts/bench cache` measures both.
+(faiss, 48 bytes a vector at 384 dimensions) and their cosines are computed. `scripts/bench cache_latency` measures both.
 """
 
 from __future__ import annotations
