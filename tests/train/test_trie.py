@@ -25,6 +25,7 @@ from understudy.records import Example
 
 VOCABULARY = 7  # few tokens, so that random rows share prefixes
 TOLERANCE = 1e-5
+ROUNDING = 1e-6  # ten units in the last place of float32
 
 
 def adapted(base: Any, shared: str, spread: float = 0.1) -> Any:
@@ -69,9 +70,12 @@ def rows(draw: st.DrawFn) -> list[Row]:
 
 
 def logprobs_alone(model: Any, row: Row) -> torch.Tensor:
-    """Of the row's completion tokens, by the model's own forward pass on the row alone."""
+    """Of the row's completion tokens, by the model's own forward pass on the row alone.
+
+    The softmax is in float64: torch's float32 log_softmax over 49,152 logits is itself off by 1e-5.
+    """
     ids = torch.tensor(row.encoded.ids)
-    logprobs = torch.log_softmax(model(ids[None]).logits[0, :-1].float(), dim=-1).gather(1, ids[1:, None])[:, 0]
+    logprobs = torch.log_softmax(model(ids[None]).logits[0, :-1].double(), dim=-1).gather(1, ids[1:, None])[:, 0]
     return logprobs[max(1, row.encoded.completion) - 1 :]
 
 
@@ -89,11 +93,11 @@ def adapter_gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def assert_gradients_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Every tensor, relative to its norm; one far smaller than the whole gradient (queries and keys of short rows cancel out) to a hundredth of that."""
+    """Every tensor, relative to its norm, but for what float32 leaves of the whole gradient where queries and keys of short rows cancel out."""
     whole = torch.stack([t.norm() for t in wanted.values()]).norm()
     assert set(found) == set(wanted)
     for name, gradient in wanted.items():
-        assert (found[name] - gradient).norm() <= TOLERANCE * max(gradient.norm(), 1e-2 * whole), name
+        assert (found[name] - gradient).norm() <= TOLERANCE * gradient.norm() + ROUNDING * whole, name
 
 
 def assert_logprobs_equal(model: Any, trie: TrieBatch, reference: Any, batch: list[Row]) -> None:
@@ -119,7 +123,7 @@ def test_logprobs_and_adapter_gradients_equal_one_by_one(shared: Any, alone: Any
     trie = merge_tries(batch)
     assert_logprobs_equal(shared, trie, alone, batch)
     together, apart = weighted_loss(shared, trie), torch.stack([loss_alone(alone, row) for row in batch]).sum()
-    assert torch.isclose(together, apart, rtol=TOLERANCE)
+    assert torch.isclose(together.double(), apart, rtol=TOLERANCE)
     assert_gradients_equal(adapter_gradients(shared, together), adapter_gradients(alone, apart))
 
 
@@ -196,7 +200,7 @@ def test_long_branches_are_cut_into_blocks_without_a_difference() -> None:
     prefix = torch.randint(0, 50, (2 * QUERY_BLOCK + 7,)).tolist()
     batch = [Row(Encoded([*prefix, 49 - length % 7, *torch.randint(0, 50, (length,)).tolist()], len(prefix))) for length in (1, 9, QUERY_BLOCK + 3)]
     loss, wanted = weighted_loss(blocked, merge_tries(batch)), torch.stack([loss_alone(reference, row) for row in batch]).sum()
-    assert torch.isclose(loss, wanted, rtol=TOLERANCE)
+    assert torch.isclose(loss.double(), wanted, rtol=TOLERANCE)
     assert_gradients_equal(adapter_gradients(blocked, loss), adapter_gradients(reference, wanted))
 
 
@@ -227,8 +231,8 @@ def test_real_weights_train_as_one_by_one() -> None:
     assert backbone(blocked).config._attn_implementation != backbone(reference).config._attn_implementation
     assert_logprobs_equal(blocked, trie, reference, batch)
     together, apart = weighted_loss(blocked, trie), torch.stack([loss_alone(reference, row) for row in batch]).sum()
-    assert torch.isclose(together, apart, rtol=TOLERANCE)
+    assert torch.isclose(together.double(), apart, rtol=TOLERANCE)
     found, wanted = adapter_gradients(blocked, together), adapter_gradients(reference, apart)
-    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
-    difference = torch.stack([(found[name] - gradient).norm() for name, gradient in wanted.items()]).norm()
-    assert difference <= 1e-4 * whole  # 4.9e-5 was seen over thirty layers; what of it is float32's rounding has not been measured
+    off = {name: (found[name] - gradient).norm() for name, gradient in wanted.items()}
+    assert torch.stack(list(off.values())).norm() <= TOLERANCE * torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    assert all(off[name] <= 3 * TOLERANCE * gradient.norm() for name, gradient in wanted.items())  # one by one is itself up to 0.8 from float64
