@@ -15,7 +15,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def commands() -> str:
     """The help of every command, as Markdown."""
-    from understudy.cli import COMMANDS, build_parser
+    from understudy.cli import build_parser
+    from understudy.command_table import COMMANDS
 
     parser = build_parser()
     parts = ["# Commands\n\nMade by `python scripts/reference.py` from the command table; do not edit.\n", f"```\n{parser.format_help()}```\n"]
