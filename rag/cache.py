@@ -231,3 +231,17 @@ def agrees(entry: CacheEntry, trace: Trace, accept_score: float) -> bool | None:
         mine.document_id == other.document_id and mine.start < other.end and other.start < mine.end for mine in entry.citations for other in trace.citations
     )
     return same_numbers and not denies and token_f1(trace.answer, entry.answer) >= (SAME_PASSAGE_F1 if same_passage else SAME_ANSWER_F1)
+
+
+def take_wrong_hit(store: Store, trace: Trace) -> CacheEntry | None:
+    """Take a person's word that the cached answer of a trace was wrong: a semantic hit teaches the entry's threshold, an exact one removes
+    the entry. Returns the entry, or None where the answer is not from one that is still there."""
+    entry = store.cache_entry(trace.metadata.get("cache_entry", ""))
+    if entry is None:
+        return None
+    store.count_wrong_hit(entry.id)
+    if trace.cache == "semantic":
+        store.observe_cache(entry.id, float(trace.metadata["cache_prior"]), False)
+    else:
+        store.remove_cache_entries([entry.id])
+    return entry

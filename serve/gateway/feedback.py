@@ -41,12 +41,9 @@ def take_correction(workspace: Workspace, retriever: Retriever, corrected: Trace
 
 def forget_answer(workspace: Workspace, corrected: Trace) -> None:
     """Take a wrong answer out of the cache. An entry that was wrong for a similar question only learns from it, as with `cache wrong`."""
+    from rag.cache import take_wrong_hit
+
     store = workspace.store
-    entry = store.cache_entry(corrected.metadata.get("cache_entry", ""))
-    if entry is not None:
-        store.count_wrong_hit(entry.id)
-    if entry is not None and corrected.cache == "semantic":
-        store.observe_cache(entry.id, float(corrected.metadata["cache_prior"]), False)
-        return
-    made = [each.id for each in store.cache_entries(corrected.tenant) if each.trace_id == corrected.id]
-    store.remove_cache_entries([*made, *([entry.id] if entry else [])])
+    entry = take_wrong_hit(store, corrected)
+    if entry is None or corrected.cache != "semantic":
+        store.remove_cache_entries([each.id for each in store.cache_entries(corrected.tenant) if each.trace_id == corrected.id])

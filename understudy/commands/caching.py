@@ -135,16 +135,13 @@ def cache_calibrate(args: Namespace) -> Outcome:
 
 def cache_wrong(args: Namespace) -> Outcome:
     """Take a person's word that a hit was wrong: a semantic hit teaches the entry's threshold, an exact one removes the entry."""
+    from rag.cache import take_wrong_hit
+
     store = workspace_of(args).store
     trace = store.trace(args.trace)
-    entry = store.cache_entry(trace.metadata.get("cache_entry", "")) if trace else None
+    entry = take_wrong_hit(store, trace) if trace else None
     if trace is None or entry is None:
         raise NotFoundError(f"{args.trace!r} is no answer from an entry that is still in the cache", "`understudy traces ls` lists the traces")
-    store.count_wrong_hit(entry.id)
-    if trace.cache == "semantic":
-        store.observe_cache(entry.id, float(trace.metadata["cache_prior"]), False)
-    else:
-        store.remove_cache_entries([entry.id])
     done = "its threshold was raised" if trace.cache == "semantic" else "it was removed"
     return Outcome({"entry": entry.id, "removed": trace.cache != "semantic"}, [f"entry {entry.id[:12]}: {done}"])
 
