@@ -94,6 +94,11 @@ def test_text_that_was_withdrawn_is_said_to_be(capsys: pytest.CaptureFixture[str
     assert "do not answer" in lines[1]
 
 
+def test_a_quote_that_is_repeated_is_shown_once() -> None:
+    once = trace_of("x")
+    assert answer_lines(once.model_copy(update={"citations": once.citations * 5})) == answer_lines(once)
+
+
 def test_an_incomplete_answer_says_why() -> None:
     assert "cut off: 900 tokens spent" in answer_lines(trace_of("x", complete=False, metadata={"error": "900 tokens spent"}))[-1]
 

@@ -162,9 +162,9 @@ def answer_json(trace: Trace) -> dict[str, object]:
 
 
 def answer_lines(trace: Trace) -> list[str]:
-    """An answer for a person: text, quotes with their pages, score."""
+    """An answer for a person: text, quotes with their pages, each once, score."""
     lines = [printable(trace.answer or "(the model wrote nothing)")]
-    lines += [printable(f'  "{citation.quote}"  {citation.document}, p. {citation.page}') for citation in trace.citations]
+    lines += [printable(f'  "{citation.quote}"  {citation.document}, p. {citation.page}') for citation in dict.fromkeys(trace.citations)]
     unverified = [] if trace.abstained else trace.quotes[len(trace.citations) :]
     score = trace.score or 0.0
     caution = (

@@ -105,7 +105,7 @@ class Session:
         if not self.traces:
             return ["nothing was answered yet"]
         last = self.traces[-1]
-        lines = [f'"{citation.quote}"  {citation.document}, p. {citation.page}' for citation in last.citations]
+        lines = [f'"{citation.quote}"  {citation.document}, p. {citation.page}' for citation in dict.fromkeys(last.citations)]
         ids = next((step.passage_ids for step in reversed(last.steps) if step.passage_ids), [])
         for chunk in (self.tools.retriever.chunks[chunk_id] for chunk_id in ids if chunk_id in self.tools.retriever.chunks):
             lines += [f"── {chunk.document}, p. {', '.join(map(str, chunk.pages))}", chunk.text]
