@@ -7,8 +7,8 @@ from typing import Any
 
 from rag.eval.charts import plot_history
 from rag.eval.compare import read_report
-from rag.eval.explorer import visible
 from rag.eval.metrics import METRICS
+from rag.eval.page import HERE, templates
 from understudy.files import write_text
 
 SHOWN = ("token_f1", "citation_precision", "abstention_accuracy", "latency_p50")
@@ -35,23 +35,15 @@ def read_history(reports: Path) -> list[dict[str, Any]]:
 
 def write_history(runs: list[dict[str, Any]], path: Path) -> None:
     """One self-contained page with a plot of each metric for each question file: only the same questions are comparable."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
     groups = []
     for digest in dict.fromkeys(run["questions"] for run in runs):
         of_group = [run for run in runs if run["questions"] == digest]
         plots = [Markup(plot_history(series(of_group, metric), metric, f"{digest[:12]}-{metric}")) for metric in SHOWN if series(of_group, metric)]
         groups.append({"digest": digest[:12], "runs": of_group, "plots": plots})
-    style = Markup((here / "report.css").read_text(encoding="utf-8"))
-    write_text(path, environment.get_template("history.html.j2").render(style=style, groups=groups))
+    style = Markup((HERE / "report.css").read_text(encoding="utf-8"))
+    write_text(path, templates().get_template("history.html.j2").render(style=style, groups=groups))
 
 
 def series(runs: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float, float, float]]]:

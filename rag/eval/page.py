@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag.eval.breakdown import ANSWERS, RETRIEVAL, seconds_by_step
 from rag.eval.charts import plot_forest, plot_frontier, plot_latency, plot_scores
@@ -18,6 +18,10 @@ from rag.eval.stats import LEAST_COVERAGE, VERDICT_METRICS, Statistics
 from rag.eval.wording import format_difference, format_number, format_p
 from understudy.records import Chunk, Question, Trace
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
 FILTERS = [
     ("all", "All"),
     ("worse", "Regressions"),
@@ -25,6 +29,15 @@ FILTERS = [
     ("unanswerable", "Unanswerable"),
     ("wrong", "No model right"),
 ]
+
+
+def templates() -> Environment:
+    """This folder's templates: every text in them is escaped, with its control characters made visible; a missing name is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=lambda value: visible(value) if type(value) is str else value
+    )
 
 
 def render_html(
@@ -38,21 +51,14 @@ def render_html(
     statistics: Statistics,
 ) -> str:
     """The whole page; every text in it is escaped, and its policy allows no script but its own."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
+    environment = templates()
     environment.filters |= {"number": format_number, "difference": format_difference, "p": format_p}
-    script = (here / "report.js").read_text(encoding="utf-8")
+    script = (HERE / "report.js").read_text(encoding="utf-8")
     names = list(traces)
     return environment.get_template("report.html.j2").render(
-        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdicts=verdicts,
