@@ -283,7 +283,7 @@ def test_a_passage_that_gives_orders_stays_in_the_users_turn(endpoint: Endpoint,
     assert set(trace.steps[1].passage_ids) == set(trace.steps[2].passage_ids)  # the scope is what retrieval gave
 
 
-@pytest.mark.parametrize(("worked_example", "digest"), [(False, "9abd5c805c002252"), (True, "e72b5c69c6ee3036")])
+@pytest.mark.parametrize(("worked_example", "digest"), [(False, "1c6410b308c02f14"), (True, "f5f47d0aedf9265c")])
 def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_example: bool, digest: str) -> None:
     """A byte that changes here takes from trained adapters what they learnt: on purpose only, with a new PROMPT_VERSION."""
     passages = ["The kiln  is fired\non Tuesdays.", "[2] “Quoted” text."]
@@ -294,7 +294,7 @@ def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_ex
         *validate_messages(QUESTION, passages, 'Tuesdays. ("fired on Tuesdays")', worked_example),
     ]
     assert digest_of([message.model_dump() for message in messages])[:16] == digest
-    assert PROMPT_VERSION == "26f9fb0b6679"
+    assert PROMPT_VERSION == "cd0fa84894ce"
 
 
 def test_nothing_is_checkpointed() -> None:
