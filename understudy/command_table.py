@@ -22,7 +22,7 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
     return names, options
 
 
-MODEL = arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter")
+MODEL = arg("--model", help="base, an adapter's name, a release's alias, or a configured remote; default: the newest adapter")
 MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
@@ -226,6 +226,19 @@ COMMANDS = [
             arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
         ],
     ),
+    Command(
+        "release create",
+        "put an adapter, or one for each step, under an alias; nothing takes traffic yet",
+        "releasing:release_create",
+        [
+            arg("alias", help="the name that people ask by; it stays when what answers under it changes"),
+            arg("--answer", metavar="ADAPTER", help="what writes answers: an adapter's name, or base; default: the newest adapter"),
+            arg("--plan", metavar="ADAPTER", help="what rewrites the question as a search query; default: what answers"),
+            arg("--validate", metavar="ADAPTER", help="what judges the answer; default: what answers"),
+            arg("--endpoint", metavar="REMOTE", help="the configured remote that serves the adapter; default: the workspace's engine"),
+        ],
+    ),
+    Command("release ls", "the releases of every alias, what is live and on trial, and why", "releasing:release_ls", [arg("alias", nargs="?")]),
     Command("serve", "run vLLM with the base and every registered adapter, and the gateway in front of it", "serving:serve"),
     Command(
         "keys create",

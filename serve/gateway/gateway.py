@@ -23,7 +23,7 @@ from serve.gateway.observe import Log, Metrics
 from serve.gateway.relay import Upstream, open_session
 from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
 from serve.gateway.responses import from_completion, stream_response
-from understudy.client import Model
+from understudy.client import Model, StepModels
 from understudy.engines import RunningEngine
 from understudy.workspace import Workspace
 
@@ -92,8 +92,8 @@ class Gateway:
         question, talk = rag.read_question(request)
         describe = self.agents.wiring.describe
         async with self.gate("engine").slot(call.tenant):
-            model = (await self.names.catalogue()).answering(call.tenant)
-            async with self.agents.tools(call.tenant, model, agent.mode) as tools:
+            models = StepModels.alike((await self.names.catalogue()).answering(call.tenant))
+            async with self.agents.tools(call.tenant, models, agent.mode) as tools:
                 if request.stream:
                     trace = await rag.send_events(stream_answer(question, tools, talk), agent, request, describe, call, send)
                 else:

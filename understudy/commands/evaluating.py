@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
+from understudy.commands.wiring import adapters_of, calibration_folder, default_model, needs_engine, resolve_name, resolve_steps, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
@@ -143,13 +143,11 @@ def guard(workspace: Workspace, questions: list[Question], names: list[str], ret
     policy = workspace.config.evaluate.leaks
     leaks: list[Leak] = []
     notes = []
-    for name in names:
-        if not is_adapter(workspace, name):
-            continue
-        manifest = find_adapter(workspace, name)[0]
+    for adapter in dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, name)):
+        manifest = find_adapter(workspace, adapter)[0]
         trained = trained_questions(workspace.datasets, manifest)
         if trained is None:
-            notes.append(f"The dataset of {name} is gone: whether a question is nearly one it trained on was not checked.")
+            notes.append(f"The dataset of {adapter} is gone: whether a question is nearly one it trained on was not checked.")
         leaks += find_leaks(questions, manifest, retriever.chunks.values(), trained, retriever.embed)
     barred = {leak.question_id for leak in leaks if leak.kind != "document" or policy != "allow-documents"}
     if barred and policy != "set-apart":
@@ -182,14 +180,9 @@ def recorded_models(workspace: Workspace, questions: list[Question], names: list
         raise
 
 
-def is_adapter(workspace: Workspace, name: str) -> bool:
-    """Whether a resolved name is a registered adapter's."""
-    return name not in ("base", "teacher") and name not in workspace.config.remotes
-
-
 def candidates(workspace: Workspace, names: list[str]) -> list[str]:
-    """The models that gates are put to: the adapters, or where there are none every model but the first."""
-    return [name for name in names[1:] if is_adapter(workspace, name)] or names[1:]
+    """The models that gates are put to: the adapters and releases, or where there are none every model but the first."""
+    return [name for name in names[1:] if adapters_of(workspace, name)] or names[1:]
 
 
 def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
@@ -223,14 +216,14 @@ def _ask(workspace: Workspace, plan: Plan, retriever: Retriever, folder: Path) -
             return await evaluate_models(plan.questions, asked, folder, workspace.config.evaluate.concurrency, show_progress)
         finally:
             for of_model in tools.values():
-                await of_model.client.__aexit__()
+                await of_model.__aexit__()
 
-    needs_engine = any(name not in workspace.config.remotes for name in plan.asked)
-    with engine_for(workspace, report) if needs_engine else nullcontext() as engine:
-        models: dict[str, Model] = {name: resolve(workspace, name, engine) for name in plan.asked}
+    is_needed = any(needs_engine(workspace, name) for name in plan.asked)
+    with engine_for(workspace, report) if is_needed else nullcontext() as engine:
+        models = {name: resolve_steps(workspace, name, engine) for name in plan.asked}
         traces = asyncio.run(run({name: tools_for(workspace, model, retriever) for name, model in models.items()}))
         served = {"base": engine.base, "base_digest": engine.base_digest} if engine else {}
-    return {**traces, **plan.recorded}, models, served
+    return {**traces, **plan.recorded}, {name: of_name.answer for name, of_name in models.items()}, served
 
 
 def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:
