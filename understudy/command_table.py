@@ -37,6 +37,9 @@ FILTERS = [
     arg("--until", metavar="TIME", help="before this day or time"),
     arg("--outcome", choices=["answered", "abstained", "incomplete"]),
 ]
+RELEASE = arg("release", metavar="RELEASE", help="ALIAS@DIGEST, or ALIAS for its newest")
+REASON = arg("--reason", default="", metavar="TEXT", help="kept with the decision")
+DECIDED = [arg("--force", action="store_true", help="although evidence is missing; the decision's record says so"), REASON]
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
     Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
@@ -237,6 +240,25 @@ COMMANDS = [
             arg("--validate", metavar="ADAPTER", help="what judges the answer; default: what answers"),
             arg("--endpoint", metavar="REMOTE", help="the configured remote that serves the adapter; default: the workspace's engine"),
         ],
+    ),
+    Command(
+        "release canary",
+        "try a release on a part of the traffic; it stops by itself where it proves worse",
+        "releasing:release_canary",
+        [
+            RELEASE,
+            arg("--share", type=float, metavar="X", help="share of conversations; default: 0.1, or 1 with --tenant or --shadow"),
+            arg("--tenant", action="append", metavar="NAME", help="only conversations of this tenant; may be repeated"),
+            arg("--shadow", action="store_true", help="record its answers and show the live release's"),
+            *DECIDED,
+        ],
+    ),
+    Command("release promote", "make a release live; needs proofs, and an evaluation that passes its gates", "releasing:release_promote", [RELEASE, *DECIDED]),
+    Command(
+        "release rollback",
+        "end the trial; where there is none, make live what was live before",
+        "releasing:release_rollback",
+        [arg("alias"), REASON],
     ),
     Command("release ls", "the releases of every alias, what is live and on trial, and why", "releasing:release_ls", [arg("alias", nargs="?")]),
     Command("serve", "run vLLM with the base and every registered adapter, and the gateway in front of it", "serving:serve"),

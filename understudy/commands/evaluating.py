@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import adapters_of, calibration_folder, default_model, needs_engine, resolve_name, resolve_steps, tools_for
-from understudy.config import require_file
+from understudy.commands.wiring import adapters_of, calibration_folder, default_model, needs_engine, release_of, resolve_name, resolve_steps, tools_for
+from understudy.config import Gate, require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
 from understudy.progress import show_progress
@@ -35,6 +35,7 @@ class Plan:
     recorded: dict[str, list[Trace]]  # answers of models that are not asked
     leaks: list[Leak]
     notes: list[str]
+    gates: dict[str, Gate]  # each against a resolved name
 
     @property
     def asked(self) -> list[str]:
@@ -71,7 +72,7 @@ def evaluate(args: Namespace) -> Outcome:
         seed=settings.seed,
         relative=workspace.relative,
         embed=retriever.embed,
-        gates=settings.gates,
+        gates=plan.gates,
         candidates=candidates(workspace, plan.names),
         leaks=plan.leaks,
         notes=plan.notes,
@@ -130,10 +131,23 @@ def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: R
     names = [name if name == "teacher" else resolve_name(workspace, name) for name in given]
     if len(set(names)) < len(names):
         raise UsageError(f"nothing to compare: {', '.join(names)}", "train an adapter first, or name two different models with --models")
-    check_gates(workspace.config.evaluate.gates, names)
+    gates = resolved_gates(workspace, names)
+    check_gates(gates, names)
     questions, leaks, notes = guard(workspace, questions, names, retriever)
     recorded = recorded_models(workspace, questions, names)
-    return Plan(questions, names, recorded, leaks, notes)
+    return Plan(questions, names, recorded, leaks, notes, gates)
+
+
+def resolved_gates(workspace: Workspace, names: list[str]) -> dict[str, Gate]:
+    """The configured gates; what is live is that of the last release's alias among the models."""
+    from serve.release.evidence import live_name
+
+    aliases = [release.alias for name in names if name != "teacher" and (release := release_of(workspace, name))]
+    gates = workspace.config.evaluate.gates
+    if not aliases:
+        return gates
+    live = live_name(workspace, aliases[-1])
+    return {metric: gate.model_copy(update={"against": live}) if gate.against == "live" else gate for metric, gate in gates.items()}
 
 
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,9 +10,24 @@ from typing import Any
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, printable, workspace_of
 from understudy.commands.wiring import default_model, resolve_name
-from understudy.errors import NotFoundError, UnderstudyError, UsageError
+from understudy.errors import GateFailed, NotFoundError, UnderstudyError, UsageError
 from understudy.records import ENGINE, Release
-from understudy.releases import add_release, aliases, decisions, is_alias, releases_of
+from understudy.releases import (
+    Canary,
+    Decision,
+    Standing,
+    add_release,
+    aliases,
+    decide,
+    decisions,
+    find_release,
+    is_alias,
+    on_trial,
+    promoted,
+    read_release,
+    releases_of,
+    rolled_back,
+)
 from understudy.workspace import Workspace
 
 
@@ -41,6 +57,57 @@ def release_create(args: Namespace) -> Outcome:
     return Outcome({**release_json(release), "created": is_new}, lines)
 
 
+def release_canary(args: Namespace) -> Outcome:
+    """Try a release on a part of the traffic, or in the shadow of the live one."""
+    from serve.release.evidence import missing_evidence
+
+    workspace = workspace_of(args)
+    release = _candidate(workspace, args.release)
+    share = args.share if args.share is not None else 1.0 if args.tenant or args.shadow else 0.1
+    if not 0 < share <= 1:
+        raise UsageError(f"--share {share:g} is no share of the traffic", "give a number above 0 and up to 1")
+    lacking, _ = missing_evidence(workspace, release, with_evaluation=False)
+    _refuse(release, "be tried", lacking, args.force)
+    canary = Canary(release=release.digest, share=share, tenants=args.tenant or [], shadow=args.shadow, began_at=time.time())
+
+    def move(before: Standing) -> tuple[str, Standing]:
+        return release.digest, on_trial(before, canary)
+
+    decision = decide(workspace, release.alias, "canary", move, args.reason, bool(lacking), {"lacking": lacking})
+    whom = f"{100 * share:g} % of the conversations" + (f" of {', '.join(canary.tenants)}" if canary.tenants else "")
+    lines = [f"{release.name} {'is asked in the shadow of' if args.shadow else 'answers'} {whom}"]
+    return _decided(workspace, release.alias, decision, [*lines, *_notice(workspace, release.alias)])
+
+
+def release_promote(args: Namespace) -> Outcome:
+    """Make a release live; exit 3 where evidence is missing."""
+    from serve.release.evidence import missing_evidence
+
+    workspace = workspace_of(args)
+    release = _candidate(workspace, args.release)
+    lacking, shown = missing_evidence(workspace, release)
+    _refuse(release, "go live", lacking, args.force)
+
+    def move(before: Standing) -> tuple[str, Standing]:
+        return release.digest, promoted(before, release.digest)
+
+    decision = decide(workspace, release.alias, "promoted", move, args.reason, bool(lacking), {**shown, "lacking": lacking})
+    lines = [f"{release.name} is live: {_adapters_line(release)}"] + [f"against the evidence: {fault}" for fault in lacking]
+    return _decided(workspace, release.alias, decision, [*lines, *_notice(workspace, release.alias)])
+
+
+def release_rollback(args: Namespace) -> Outcome:
+    """End a trial; where there is none, go back to what was live before."""
+    workspace = workspace_of(args)
+    if not is_alias(workspace, args.alias):
+        raise NotFoundError(f"no release {args.alias}", f"aliases: {', '.join(aliases(workspace)) or 'none yet'}")
+    decision = decide(workspace, args.alias, "rolled back", rolled_back, args.reason)
+    live = find_release(workspace, args.alias)
+    gone = read_release(workspace, args.alias, decision.release)
+    lines = [f"{gone.name} takes no more traffic; {live.name} is live", *(f"! {fault}" for fault in faults_of(workspace, live))]
+    return _decided(workspace, args.alias, decision, lines)
+
+
 def release_ls(args: Namespace) -> Outcome:
     """Every alias with its releases and decisions."""
     workspace = workspace_of(args)
@@ -53,6 +120,8 @@ def release_ls(args: Namespace) -> Outcome:
         for release in row["releases"]:
             lines.append(printable(f"{release['release']}  {release['state']:8}" + "".join(f"  {step} {name}" for step, name in release["adapters"].items())))
             lines += [f"  ! {fault}" for fault in release["faults"]]
+        if row["canary"]:
+            lines += trial_lines(row["canary"]["trial"])
         for decision in row["decisions"][-5:]:
             at = f"{datetime.fromtimestamp(decision['at'], UTC):%Y-%m-%d %H:%M}"
             words = f"  {at}  {decision['action']} {decision['release']}{', forced' if decision['forced'] else ''}"
@@ -80,10 +149,16 @@ def alias_json(workspace: Workspace, alias: str) -> dict[str, Any]:
     return {
         "alias": alias,
         "live": names.get(stands.live or ""),
-        "canary": {**canary.model_dump(), "release": names[canary.release]} if canary else None,
+        "canary": {**canary.model_dump(), "release": names[canary.release], "trial": _trial_json(workspace, alias, canary)} if canary else None,
         "releases": releases,
         "decisions": [{**decision.model_dump(exclude={"schema_version", "standing"}), "release": names[decision.release]} for decision in made],
     }
+
+
+def _trial_json(workspace: Workspace, alias: str, canary: Canary) -> dict[str, Any]:
+    from serve.release.trial import read_trial, trial_file
+
+    return read_trial(trial_file(workspace, alias, canary), workspace.config.releases).as_json()
 
 
 def faults_of(workspace: Workspace, release: Release) -> list[str]:
@@ -108,6 +183,46 @@ def faults_of(workspace: Workspace, release: Release) -> list[str]:
     except UnderstudyError as error:
         faults.append(error.message)
     return faults
+
+
+def trial_lines(trial: dict[str, Any]) -> list[str]:
+    """What a trial has shown so far."""
+    answers = trial["answers"]
+    lines = [f"  on trial: {answers['canary']} answers against {answers['live']}; a test ends it at an e-value of {trial['stops_at']:g}"]
+    for name, test in trial["tests"].items():
+        mean = "–" if test["mean"] is None else f"{test['mean']:+.3f}"
+        lines.append(f"    {name:10} {mean} over {test['comparisons']} comparisons (allowed {test['limit']:g}), e-value {test['e_value']:.3g}")
+    return lines
+
+
+def _candidate(workspace: Workspace, name: str) -> Release:
+    """The release ALIAS@DIGEST, or of a bare alias its newest: to try or to promote what is live already makes no sense.
+
+    Raises NotFoundError where it, or an adapter of it, is gone: no --force brings that back.
+    """
+    known = releases_of(workspace, name) if is_alias(workspace, name) and "@" not in name else []
+    release = known[-1] if known else find_release(workspace, name)
+    for adapter in set(release.adapters.values()) - {"base"}:
+        find_adapter(workspace, adapter)
+    return release
+
+
+def _refuse(release: Release, what: str, lacking: list[str], forced: bool) -> None:
+    """Raise GateFailed where evidence is lacking and nobody takes the decision upon themselves."""
+    if lacking and not forced:
+        raise GateFailed(f"{release.name} may not {what}: {'; '.join(lacking)}", "supply what is missing; or --force, which the decision's record will say")
+
+
+def _decided(workspace: Workspace, alias: str, decision: Decision, lines: list[str]) -> Outcome:
+    """What a decision comes to: the alias as it stands now."""
+    return Outcome({"decision": decision.model_dump(exclude={"schema_version", "standing"}), **alias_json(workspace, alias)}, lines)
+
+
+def _notice(workspace: Workspace, alias: str) -> list[str]:
+    """What to set so that `rag` answers with the alias, where it does not."""
+    settings = workspace.config.releases
+    is_used = alias in (settings.default, *settings.tenants.values())
+    return [] if is_used else [f"`rag` does not use it: set releases.default: {alias} in understudy.yaml, and restart `understudy serve`"]
 
 
 def _adapter(workspace: Workspace, name: str) -> str:
