@@ -13,7 +13,7 @@ import pytest
 from rag.answering import answer_question
 from rag.retrieve import open_retriever
 from rag.validation import Calibration, write_calibration
-from tests.conftest import workspace_of_notes
+from tests.conftest import copy_of
 from tests.rag.conftest import shared_embedder  # noqa: F401 - a fixture
 from tests.rag.test_agent import QUESTION, RIGHT
 from tests.scripted import Endpoint, scripted
@@ -35,8 +35,8 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint) -> Workspace:
-    made = workspace_of_notes(tmp_path_factory.mktemp("released"), {"kiln.txt": "The kiln is fired on Tuesdays at seven in the morning."})
+def workspace(notes_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint) -> Workspace:
+    made = copy_of(notes_workspace, tmp_path_factory.mktemp("released"))
     for name in ("handbooks", "checker"):
         register(made, name, endpoint, {}, [])
     return made
