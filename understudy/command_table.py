@@ -22,7 +22,7 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
     return names, options
 
 
-MODEL = arg("--model", help="base, an adapter's name, a release's alias, or a configured remote; default: the newest adapter")
+MODEL = arg("--model", help="base, an adapter's name, a release's alias, or a configured remote; default: releases.default, else the newest adapter")
 MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")

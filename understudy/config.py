@@ -157,13 +157,17 @@ class Gateway(Section):
 class Releases(Section):
     """What `rag` answers with, and when a release on trial is stopped (docs/releases.md)."""
 
-    default: str = Field("", description="the alias whose live release answers `rag`; unset: the newest proven adapter")
-    tenants: dict[str, str] = Field(default_factory=dict, description="by tenant, the alias that answers its `rag` instead")
+    default: str = Field("", description="the alias whose live release answers `rag` and `ask`; unset: the newest proven adapter")
+    tenants: dict[str, str] = Field(default_factory=dict, description="by tenant, the alias that answers it instead")
     false_alarm: float = Field(0.05, gt=0, lt=0.5, description="the highest probability that a trial ever stops a release that is no worse than allowed below")
     max_score_loss: float = Field(0.05, ge=0, lt=1, description="how much lower the mean validation score may be")
     max_abstention_rise: float = Field(0.1, ge=0, lt=1, description="how much higher the share of abstentions may be")
     max_error_rise: float = Field(0.02, ge=0, lt=1, description="how much higher the share of failed runs may be")
     max_slowdown: float = Field(1.5, ge=1, description="at least half of its runs take no more than this many times as long")
+
+    def alias_of(self, tenant: str) -> str:
+        """The alias that answers a tenant; empty where none is configured."""
+        return self.tenants.get(tenant, self.default)
 
 
 class Evaluate(Section):

@@ -25,7 +25,7 @@ from serve.gateway.observe import Log, Metrics
 from serve.gateway.relay import Upstream, open_session
 from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
 from serve.gateway.responses import from_completion, stream_response
-from serve.gateway.routing import Route, alias_for, conversation_of
+from serve.gateway.routing import Route, conversation_of
 from serve.gateway.trials import Trials
 from understudy.client import Model, StepModels
 from understudy.engines import RunningEngine
@@ -118,7 +118,7 @@ class Gateway:
 
     async def _answering(self, request: ChatRequest, call: Call) -> tuple[StepModels, Route | None]:
         """What answers a question: a release of the tenant's alias, where it has one, else the newest proven adapter. Raises Refused."""
-        alias = alias_for(self.workspace.config.releases, call.tenant)
+        alias = self.workspace.config.releases.alias_of(call.tenant)
         if not alias:
             return StepModels.alike((await self.names.catalogue()).answering(call.tenant)), None
         conversation = conversation_of(request, f"{call.tenant}/{call.key.id if call.key else ''}")

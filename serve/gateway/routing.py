@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 
 from serve.gateway.requests import ChatRequest
-from understudy.config import Releases
 from understudy.records import Release
 from understudy.releases import ALIAS, DECISIONS, Canary, Standing, aliases, read_release, standing
 from understudy.workspace import Workspace
@@ -77,11 +76,6 @@ class ReleaseBook:
         if digest not in self._releases:
             self._releases[digest] = read_release(self._workspace, alias, digest)
         return self._releases[digest]
-
-
-def alias_for(settings: Releases, tenant: str) -> str:
-    """The alias that answers a tenant's `rag`; empty where none is configured."""
-    return settings.tenants.get(tenant, settings.default)
 
 
 def takes_part(canary: Canary, tenant: str) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rag.generations import live_generation
 from rag.prompts import PROMPT_VERSION
 from serve.prove import PROOF
 from understudy.adapters import find_adapter
@@ -33,6 +34,8 @@ def missing_evidence(workspace: Workspace, release: Release, with_evaluation: bo
         lacking.append("it was made with other prompts than this version's: create it anew")
     if not with_evaluation:
         return lacking, shown
+    if live_generation(workspace.index, release.tenant) != release.generation:
+        lacking.append("the corpus has changed since it was made: create it anew")
     faults, evaluation = _evaluation_of(workspace, release)
     return lacking + faults, {**shown, "evaluation": evaluation}
 

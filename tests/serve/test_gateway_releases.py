@@ -121,7 +121,7 @@ def test_a_trial_answers_its_share_and_a_conversation_stays_where_it_began(desk:
     first, second = desk.release("one"), desk.release("two")
     desk.promote(first)
     canary = desk.trial(second, 0.4)
-    questions = [f"When is kiln {number} fired?" for number in range(12)]
+    questions = [f"When is kiln {number} fired?" for number in range(9)]
 
     async def use(client: httpx.AsyncClient, _: Gateway) -> tuple[list[httpx.Response], list[httpx.Response]]:
         begun = [await ask(client, question) for question in questions]
@@ -136,7 +136,7 @@ def test_a_trial_answers_its_share_and_a_conversation_stays_where_it_began(desk:
     drawn = sum(is_chosen(canary, str(number)) for number in range(4000)) / 4000
     assert drawn == pytest.approx(0.4, abs=0.03)
     lines = next((desk.workspace.releases / ALIAS).glob("trial-*.jsonl")).read_text().splitlines()
-    assert len(lines) == 24 and sum('"live": null' in line for line in lines) == 2 * released.count(second.name)
+    assert len(lines) == 18 and sum('"live": null' in line for line in lines) == 2 * released.count(second.name)
 
 
 def test_a_candidate_that_fails_is_stopped_and_the_decision_says_why(desk: Desk) -> None:
@@ -217,6 +217,7 @@ def test_what_cannot_be_served_takes_no_other_releases_name(desk: Desk) -> None:
     assert theirs.status_code == 404 and "theirs" not in theirs.text and ALIAS not in [row["id"] for row in models.json()["data"]]
 
 
+@pytest.mark.slow
 def test_no_answer_is_by_a_wrong_release_while_they_change(desk: Desk) -> None:
     """Promotions, rollbacks and trials beside 96 questions: each trace's steps are its release's, and none begins by one that was over."""
     releases = [desk.release("one", "checker"), desk.release("two"), desk.release("checker", "two")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,25 @@ def test_a_promotion_cut_off_at_any_byte_has_not_happened_and_the_next_one_works
         assert standing(workspace, "eu-act") == Standing(live=second.digest, former=[first.digest])
         decide(workspace, "eu-act", "rolled back", rolled_back)
         assert standing(workspace, "eu-act").live == first.digest
+
+
+def test_decisions_at_once_follow_one_another(workspace: Workspace) -> None:
+    made = [release(generation=f"g{number}") for number in range(6)]
+    for each in made:
+        add_release(workspace, each)
+
+    def keep_deciding(each: Release) -> None:
+        for _ in range(4):
+            with contextlib.suppress(UsageError):  # it is live already, or nothing is left to go back to
+                promote(workspace, each)
+                decide(workspace, "eu-act", "rolled back", rolled_back)
+
+    with ThreadPoolExecutor(len(made)) as threads:
+        list(threads.map(keep_deciding, made))
+    log = decisions(workspace, "eu-act")
+    for before, after in pairwise(log):
+        if after.action == "promoted":
+            assert after.standing == promoted(before.standing, after.release)
+        elif after.action == "rolled back":
+            assert (after.release, after.standing) == rolled_back(before.standing)
+    assert len(log) > 12 and standing(workspace, "eu-act") == log[-1].standing

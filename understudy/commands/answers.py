@@ -40,11 +40,11 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     from rag.generations import live_generation
     from rag.retrieve import open_retriever
     from serve.command import engine_for
-    from understudy.commands.wiring import answering_tools, default_model, needs_engine, resolve_name, resolve_steps
+    from understudy.commands.wiring import answering_tools, needs_engine, resolve_name, resolve_steps, usual_model
     from understudy.engines import find_engine, require_engine
 
     workspace = workspace_of(args)
-    name = resolve_name(workspace, args.model or default_model(workspace))
+    name = resolve_name(workspace, args.model or usual_model(workspace))
     remote = not needs_engine(workspace, name)
     live_generation(workspace.index, workspace.config.tenant)  # what is missing is told before anything is loaded
     if not remote and not args.start and find_engine(workspace) is None:
@@ -60,11 +60,11 @@ def _answer_without_engine(args: Namespace) -> Trace | None:
     from rag.cached import answer_without_model
     from rag.generations import live_generation
     from rag.retrieve import open_retriever
-    from understudy.commands.wiring import cache_scope, cached_answers, default_model, needs_engine, resolve_name
+    from understudy.commands.wiring import cache_scope, cached_answers, needs_engine, resolve_name, usual_model
     from understudy.engines import find_engine
 
     workspace = workspace_of(args)
-    name, mode = resolve_name(workspace, args.model or default_model(workspace)), args.mode or workspace.config.agent.mode
+    name, mode = resolve_name(workspace, args.model or usual_model(workspace)), args.mode or workspace.config.agent.mode
     if args.no_cache or not workspace.config.cache.enabled or not needs_engine(workspace, name) or find_engine(workspace):
         return None
     live_generation(workspace.index, workspace.config.tenant)

@@ -27,6 +27,7 @@ from understudy.releases import (
     read_release,
     releases_of,
     rolled_back,
+    standing,
 )
 from understudy.workspace import Workspace
 
@@ -85,10 +86,13 @@ def release_promote(args: Namespace) -> Outcome:
 
     workspace = workspace_of(args)
     release = _candidate(workspace, args.release)
+    judged_against = standing(workspace, release.alias).live
     lacking, shown = missing_evidence(workspace, release)
     _refuse(release, "go live", lacking, args.force)
 
     def move(before: Standing) -> tuple[str, Standing]:
+        if before.live != judged_against:
+            raise UsageError("another release went live at this moment", "`understudy release ls` shows which; promote again where that is still right")
         return release.digest, promoted(before, release.digest)
 
     decision = decide(workspace, release.alias, "promoted", move, args.reason, bool(lacking), {**shown, "lacking": lacking})
@@ -179,7 +183,7 @@ def faults_of(workspace: Workspace, release: Release) -> list[str]:
         faults.append("it was made with other prompts than this version's")
     try:
         if live_generation(workspace.index, release.tenant) != release.generation:
-            faults.append("the corpus has changed since it was made; evaluate it anew")
+            faults.append("the corpus has changed since it was made: create it anew")
     except UnderstudyError as error:
         faults.append(error.message)
     return faults
@@ -215,14 +219,16 @@ def _refuse(release: Release, what: str, lacking: list[str], forced: bool) -> No
 
 def _decided(workspace: Workspace, alias: str, decision: Decision, lines: list[str]) -> Outcome:
     """What a decision comes to: the alias as it stands now."""
-    return Outcome({"decision": decision.model_dump(exclude={"schema_version", "standing"}), **alias_json(workspace, alias)}, lines)
+    release = read_release(workspace, alias, decision.release).name
+    made = {**decision.model_dump(exclude={"schema_version", "standing"}), "release": release}
+    return Outcome({"decision": made, **alias_json(workspace, alias)}, lines)
 
 
 def _notice(workspace: Workspace, alias: str) -> list[str]:
     """What to set so that `rag` answers with the alias, where it does not."""
-    settings = workspace.config.releases
-    is_used = alias in (settings.default, *settings.tenants.values())
-    return [] if is_used else [f"`rag` does not use it: set releases.default: {alias} in understudy.yaml, and restart `understudy serve`"]
+    if alias == workspace.config.releases.alias_of(workspace.config.tenant):
+        return []
+    return [f"`rag` does not use it: set releases.default: {alias} in understudy.yaml, and restart `understudy serve`"]
 
 
 def _adapter(workspace: Workspace, name: str) -> str:

@@ -12,7 +12,7 @@ from understudy.digests import digest_of
 from understudy.engines import RunningEngine
 from understudy.errors import NotFoundError, UsageError
 from understudy.records import ENGINE, Release, StepName
-from understudy.releases import find_release, is_alias
+from understudy.releases import find_release, is_alias, standing
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ def default_model(workspace: Workspace) -> str:
     """The newest adapter of the configured base that vLLM can apply, else the base."""
     served = [m for m, _ in manifests(workspace) if is_served(m.method) and m.base == workspace.config.models.base]
     return served[-1].served_name if served else "base"
+
+
+def usual_model(workspace: Workspace) -> str:
+    """What answers people where they name nothing: the live release of the tenant's alias, else the default model. Raises NotFoundError."""
+    alias = workspace.config.releases.alias_of(workspace.config.tenant)
+    if alias and standing(workspace, alias).live is None:
+        raise NotFoundError(f"nothing is live under {alias}, which answers here (releases.default)", f"`understudy release promote {alias}`, or name a --model")
+    return alias or default_model(workspace)
 
 
 def resolve_name(workspace: Workspace, name: str) -> str:
