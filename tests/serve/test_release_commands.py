@@ -56,8 +56,9 @@ def made(workspace: Workspace, endpoint: Endpoint) -> list[Release]:
 
 
 @pytest.fixture
-def evaluated(workspace: Workspace, request: pytest.FixtureRequest) -> Evaluated:
-    """Writes the report of an evaluation in which the last of the models is right, or is not."""
+def evaluated(workspace: Workspace, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+    """Writes the report, without its page, of an evaluation in which the last of the models is right, or is not."""
+    monkeypatch.setattr("rag.eval.report.render_html", lambda *_: "")
     question, answered, chunks = (request.getfixturevalue(name) for name in ("ask", "reply", "corpus"))
 
     def run(names: list[str], is_right: bool, generation: str = "g1", gate: Gate | None = None) -> None:
