@@ -126,8 +126,13 @@ def add_release(workspace: Workspace, release: Release) -> bool:
         raise UsageError(
             f"{alias!r} cannot be an alias", f"small letters, digits and -, beginning with a letter, at most 48, and none of {', '.join(RESERVED)}"
         )
-    if alias in workspace.config.remotes or (workspace.adapters / alias).exists():
-        raise UsageError(f"{alias} is the name of {'a remote' if alias in workspace.config.remotes else 'an adapter'} already", "choose another alias")
+    taken = {
+        "a remote": alias in workspace.config.remotes,
+        "an adapter": (workspace.adapters / alias).exists(),
+        "the base": alias == workspace.config.models.base,
+    }
+    if any(taken.values()):
+        raise UsageError(f"{alias} is the name of {next(what for what, is_taken in taken.items() if is_taken)} already", "choose another alias")
     folder = workspace.releases / alias
     with _changing(workspace, alias):
         made = decisions(workspace, alias)

@@ -91,6 +91,8 @@ class Gateway:
         async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
             try:
                 await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
+                if call.release:
+                    self.metrics.count_release(call.release, "live", "relayed")
             except Refused as refused:
                 if refused.status == 503:
                     self.names.expire()

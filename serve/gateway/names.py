@@ -142,7 +142,7 @@ class Catalogue:
     def _is_answered(self, alias: str, tenant: str) -> bool:
         try:
             return isinstance(self.find(alias, tenant), StepModels)
-        except Refused:
+        except UnderstudyError:
             return False
 
     def _remote(self, name: str) -> Model:

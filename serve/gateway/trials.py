@@ -11,7 +11,7 @@ from serve.gateway.routing import Route
 from serve.release.trial import Line, Observation, Trial, keep_line, observe, read_trial, trial_file
 from understudy.errors import UnderstudyError, UsageError
 from understudy.records import Trace
-from understudy.releases import Canary, Decision, decide, stopped
+from understudy.releases import Canary, decide, stopped
 from understudy.workspace import Workspace
 
 SHADOWS_AT_ONCE = 4  # candidates asked in the shadow; a question that comes while so many run has none
@@ -27,7 +27,7 @@ class Trials:
         self._one_at_a_time = asyncio.Lock()
 
     async def take(self, route: Route, trace: Trace) -> None:
-        """Count an answer for the trial that it was given in, if any."""
+        """Count an answer for the trial that it was given in, if any. A trial that fails is logged: the answer is none the worse."""
         role = "canary" if route.is_canary else "live"
         self._metrics.count_release(route.answers.name, role, trace.outcome)
         if route.canary and route.shadow is None and (seen := observe(trace)):
@@ -43,17 +43,16 @@ class Trials:
         task.add_done_callback(self._shadows.discard)
 
     async def stop(self, alias: str, canary: Canary, reason: str, evidence: dict[str, Any]) -> None:
-        """End a trial, unless somebody has already. The decision is on disk when this returns."""
-
-        def write() -> Decision | None:
-            try:
-                return decide(self._workspace, alias, "stopped", lambda before: stopped(before, canary), reason, evidence=evidence)
-            except UsageError:  # over already
-                return None
-
-        if await asyncio.to_thread(write):
-            self._metrics.release_stops.labels(alias).inc()
-            self._log.write("release_stopped", alias=alias, release=canary.release, reason=reason)
+        """End a trial, unless somebody has already. The decision is on disk when this returns, or the log says why not."""
+        try:
+            await asyncio.to_thread(decide, self._workspace, alias, "stopped", lambda before: stopped(before, canary), reason, evidence=evidence)
+        except UsageError:  # over already
+            return
+        except UnderstudyError as error:
+            self._log.write("fault", kind=type(error).__name__, message=error.message, remedy=error.remedy)
+            return
+        self._metrics.release_stops.labels(alias).inc()
+        self._log.write("release_stopped", alias=alias, release=canary.release, reason=reason)
 
     async def close(self) -> None:
         """End what is asked in the shadow."""
@@ -80,13 +79,13 @@ class Trials:
         """One line more; the trial ends where it tells that the candidate is worse."""
         async with self._one_at_a_time:
             path, known = trial_file(self._workspace, alias, canary), self._open.get(alias)
-            if known is None or known[0] != canary:
-                known = self._open[alias] = (canary, await asyncio.to_thread(read_trial, path, self._workspace.config.releases))
-            trial = known[1]
             try:
+                trial = known[1] if known and known[0] == canary else await asyncio.to_thread(read_trial, path, self._workspace.config.releases)
+                self._open[alias] = (canary, trial)
                 await asyncio.to_thread(keep_line, path, line)
             except OSError as error:
                 self._log.write("fault", kind="OSError", message=f"{path.name}: {error.strerror}")
+                return
             trial.add(line)
             verdict = trial.verdict
         if verdict:

@@ -81,7 +81,8 @@ def is_of(result: dict[str, Any], metric: str, gate: Gate, live: str) -> bool:
     """Whether a gate's result in a report is of this gate, `live` being what is live now."""
     against = live if gate.against == "live" else gate.against
     is_named = against == result["against"] or ("@" in result["against"] and result["against"].partition("@")[0] == against)
-    return result["metric"] == metric and is_named and (result.get("min_gain"), result.get("max_loss")) == (gate.min_gain, gate.max_loss)
+    limits = (result.get("min_gain"), result.get("max_loss"), result["confidence"])
+    return result["metric"] == metric and is_named and limits == (gate.min_gain, gate.max_loss, gate.confidence)
 
 
 def _latest_report(reports: Path, release: Release) -> tuple[Path, dict[str, Any]] | None:

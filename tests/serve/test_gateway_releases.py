@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from serve.gateway.gateway import Gateway
-from serve.gateway.routing import is_chosen
+from serve.gateway.routing import ReleaseBook, is_chosen
 from tests.conftest import copy_of
 from tests.rag.conftest import shared_embedder  # noqa: F401 - a fixture
 from tests.rag.test_agent import QUESTION, RIGHT
@@ -114,6 +114,7 @@ def test_an_alias_is_its_live_release_to_rag_and_to_plain_chat(desk: Desk) -> No
     assert [body["model"] for body in desk.endpoint.bodies] == [one, one, checker, one, two, two, two, two, one, one, checker]
     assert ALIAS in [row["id"] for row in models.json()["data"]]
     assert f'understudy_release_answers_total{{outcome="answered",release="{first.name}",role="live"}} 2.0' in metrics.text
+    assert f'understudy_release_answers_total{{outcome="relayed",release="{second.name}",role="live"}} 1.0' in metrics.text
     assert f'"release": "{second.name}"' in (desk.workspace.logs / "gateway.jsonl").read_text()
 
 
@@ -137,6 +138,22 @@ def test_a_trial_answers_its_share_and_a_conversation_stays_where_it_began(desk:
     assert drawn == pytest.approx(0.4, abs=0.03)
     lines = next((desk.workspace.releases / ALIAS).glob("trial-*.jsonl")).read_text().splitlines()
     assert len(lines) == 18 and sum('"live": null' in line for line in lines) == 2 * released.count(second.name)
+
+
+def test_a_trial_of_a_tenant_leaves_the_others_and_compares_with_what_it_may(desk: Desk) -> None:
+    first, second = desk.release("one"), desk.release("two")
+    desk.promote(first)
+    book = ReleaseBook(desk.workspace)
+    for share, shadow, legal, others in (
+        (1.0, False, {(second.name, True, True)}, (first.name, False, True)),  # all of theirs: the other tenants are what it is compared with
+        (0.5, False, {(second.name, True, True), (first.name, False, True)}, (first.name, False, False)),
+        (1.0, True, {(first.name, False, True)}, (first.name, False, False)),
+    ):
+        desk.trial(second, share, tenants=["legal"], shadow=shadow)
+        found = {tenant: [book.route(ALIAS, tenant, str(number)) for number in range(40)] for tenant in ("legal", "default")}
+        seen = {tenant: {(route.answers.name, route.is_canary, route.canary is not None) for route in routes if route} for tenant, routes in found.items()}
+        assert seen == {"legal": legal, "default": {others}}
+        assert {route.shadow is not None for route in found["legal"] if route} == {shadow}
 
 
 def test_a_candidate_that_fails_is_stopped_and_the_decision_says_why(desk: Desk) -> None:

@@ -62,7 +62,7 @@ def test_a_release_is_named_by_its_content_and_found_by_alias_digest_or_what_is_
         find_release(workspace, first.name)
 
 
-@pytest.mark.parametrize("alias", ["live", "rag", "base", "far", "held", "Upper", "a/b", ""])
+@pytest.mark.parametrize("alias", ["live", "rag", "base", "far", "held", "smollm2-135m-instruct", "Upper", "a/b", ""])
 def test_an_alias_that_means_something_else_is_refused(workspace: Workspace, alias: str) -> None:
     (workspace.adapters / "held").mkdir(parents=True)
     with pytest.raises(UsageError):

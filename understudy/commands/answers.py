@@ -173,5 +173,6 @@ def answer_lines(trace: Trace) -> list[str]:
     if not trace.complete:
         caution += f"; cut off: {trace.metadata.get('error', 'the run did not finish')}"
     origin = f", from the cache ({trace.cache})" if trace.cache in ("exact", "semantic") else ""
-    lines.append(printable(f"score {score:.2f} by {trace.model}{origin}{caution}; trace {trace.id[:12]}"))
+    author = f"{trace.model} in {trace.release}" if trace.release else trace.model
+    lines.append(printable(f"score {score:.2f} by {author}{origin}{caution}; trace {trace.id[:12]}"))
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)

@@ -142,7 +142,7 @@ def resolved_gates(workspace: Workspace, names: list[str]) -> dict[str, Gate]:
     """The configured gates; what is live is that of the last release's alias among the models."""
     from serve.release.evidence import live_name
 
-    aliases = [release.alias for name in names if name != "teacher" and (release := release_of(workspace, name))]
+    aliases = [release.alias for name in names if (release := release_of(workspace, name))]
     gates = workspace.config.evaluate.gates
     if not aliases:
         return gates
@@ -196,7 +196,7 @@ def recorded_models(workspace: Workspace, questions: list[Question], names: list
 
 def candidates(workspace: Workspace, names: list[str]) -> list[str]:
     """The models that gates are put to: the adapters and releases, or where there are none every model but the first."""
-    return [name for name in names[1:] if adapters_of(workspace, name)] or names[1:]
+    return [name for name in names[1:] if adapters_of(workspace, name) or release_of(workspace, name)] or names[1:]
 
 
 def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
