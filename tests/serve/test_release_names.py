@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rag.answering import answer_question
+from rag.policy import Policy
 from rag.retrieve import open_retriever
 from rag.validation import Calibration, write_calibration
 from tests.conftest import copy_of
@@ -74,6 +75,10 @@ def test_a_release_has_an_adapter_a_step_and_answers_under_its_alias(
     assert len(scopes) == 3  # an answer counts under its release only
     with pytest.raises(UsageError, match="is a release"):
         resolve(workspace, "eu-act", engine)
+    settled = Policy(plans_first=False, asks_verdict=False)
+    write_calibration(folder, Calibration(key="k", model="m", questions=9, right=None, answerable=None, auroc=None, abstention_accuracy=None, policy=settled))
+    again, _ = typed(workspace, capsys, "release", "create", "eu-act", "--answer", "handbooks", "--validate", "checker")
+    assert [note.split(":")[0] for note in again["notes"]] == [f"{names['checker']} is never asked"]
     alone = tools_for(workspace, resolve_steps(workspace, "handbooks", engine), retriever)
     assert not alone.by_step and alone.release is None
     path = tmp_path / "held-out.jsonl"

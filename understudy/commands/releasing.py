@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from datetime import UTC, datetime
 from typing import Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, printable, workspace_of
-from understudy.commands.wiring import default_model, resolve_name
-from understudy.errors import GateFailed, NotFoundError, UnderstudyError, UsageError
+from understudy.commands.wiring import calibration_folder, default_model, resolve_name
+from understudy.errors import NotFoundError, UnderstudyError, UsageError
 from understudy.records import ENGINE, Release
 from understudy.releases import (
     Canary,
     Decision,
-    Standing,
     add_release,
     aliases,
     decide,
     decisions,
     find_release,
     is_alias,
-    on_trial,
-    promoted,
     read_release,
     releases_of,
     rolled_back,
-    standing,
 )
 from understudy.workspace import Workspace
+
+USUAL_SHARE = 0.1  # of a canary
 
 
 def release_create(args: Namespace) -> Outcome:
@@ -54,49 +51,49 @@ def release_create(args: Namespace) -> Outcome:
     )
     is_new = add_release(workspace, release)
     lines = [f"{release.name}: {_adapters_line(release)}" + ("" if is_new else "; it was there already")]
+    notes = unasked_steps(workspace, release)
+    lines += notes
     lines.append(f"next: `understudy evaluate --questions FILE --models base,{release.name}`, then `understudy release promote {release.name}`")
-    return Outcome({**release_json(release), "created": is_new}, lines)
+    return Outcome({**release_json(release), "created": is_new, "notes": notes}, lines)
+
+
+def unasked_steps(workspace: Workspace, release: Release) -> list[str]:
+    """What the answering adapter's calibration leaves out although the release has an adapter of its own for it."""
+    from rag.validation import read_calibration
+
+    adapters, calibration = release.adapters, read_calibration(calibration_folder(workspace, release.name))
+    if calibration is None:
+        return []
+    apart = {step: adapter for step, adapter in adapters.items() if adapter != adapters["answer"]}
+    notes = []
+    if "plan" in apart and not calibration.policy.plans_first:
+        notes.append(f"{apart['plan']} is asked in later rounds only: the calibration of {adapters['answer']} leaves the first plan out")
+    if "validate" in apart and not calibration.policy.asks_verdict:
+        notes.append(f"{apart['validate']} is never asked: the calibration of {adapters['answer']} leaves the verdict out")
+    return notes
 
 
 def release_canary(args: Namespace) -> Outcome:
-    """Try a release on a part of the traffic, or in the shadow of the live one."""
-    from serve.release.evidence import missing_evidence
+    """Try a release on a part of the traffic, or in the shadow of the live one; exit 3 where it is not proven."""
+    from serve.release.deciding import begin_trial, find_candidate
 
     workspace = workspace_of(args)
-    release = _candidate(workspace, args.release)
-    share = args.share if args.share is not None else 1.0 if args.tenant or args.shadow else 0.1
-    if not 0 < share <= 1:
-        raise UsageError(f"--share {share:g} is no share of the traffic", "give a number above 0 and up to 1")
-    lacking, _ = missing_evidence(workspace, release, with_evaluation=False)
-    _refuse(release, "be tried", lacking, args.force)
-    canary = Canary(release=release.digest, share=share, tenants=args.tenant or [], shadow=args.shadow, began_at=time.time())
-
-    def move(before: Standing) -> tuple[str, Standing]:
-        return release.digest, on_trial(before, canary)
-
-    decision = decide(workspace, release.alias, "canary", move, args.reason, bool(lacking), {"lacking": lacking})
-    whom = f"{100 * share:g} % of the conversations" + (f" of {', '.join(canary.tenants)}" if canary.tenants else "")
+    release = find_candidate(workspace, args.release)
+    share = args.share if args.share is not None else 1.0 if args.tenant or args.shadow else USUAL_SHARE
+    decision = begin_trial(workspace, release, share, args.tenant or [], args.shadow, args.reason, args.force)
+    whom = f"{100 * share:g} % of the conversations" + (f" of {', '.join(args.tenant)}" if args.tenant else "")
     lines = [f"{release.name} {'is asked in the shadow of' if args.shadow else 'answers'} {whom}"]
     return _decided(workspace, release.alias, decision, [*lines, *_notice(workspace, release.alias)])
 
 
 def release_promote(args: Namespace) -> Outcome:
     """Make a release live; exit 3 where evidence is missing."""
-    from serve.release.evidence import missing_evidence
+    from serve.release.deciding import find_candidate, promote
 
     workspace = workspace_of(args)
-    release = _candidate(workspace, args.release)
-    judged_against = standing(workspace, release.alias).live
-    lacking, shown = missing_evidence(workspace, release)
-    _refuse(release, "go live", lacking, args.force)
-
-    def move(before: Standing) -> tuple[str, Standing]:
-        if before.live != judged_against:
-            raise UsageError("another release went live at this moment", "`understudy release ls` shows which; promote again where that is still right")
-        return release.digest, promoted(before, release.digest)
-
-    decision = decide(workspace, release.alias, "promoted", move, args.reason, bool(lacking), {**shown, "lacking": lacking})
-    lines = [f"{release.name} is live: {_adapters_line(release)}"] + [f"against the evidence: {fault}" for fault in lacking]
+    release = find_candidate(workspace, args.release)
+    decision = promote(workspace, release, args.reason, args.force)
+    lines = [f"{release.name} is live: {_adapters_line(release)}"] + [f"against the evidence: {fault}" for fault in decision.evidence["lacking"]]
     return _decided(workspace, release.alias, decision, [*lines, *_notice(workspace, release.alias)])
 
 
@@ -197,24 +194,6 @@ def trial_lines(trial: dict[str, Any]) -> list[str]:
         mean = "–" if test["mean"] is None else f"{test['mean']:+.3f}"
         lines.append(f"    {name:10} {mean} over {test['comparisons']} comparisons (allowed {test['limit']:g}), e-value {test['e_value']:.3g}")
     return lines
-
-
-def _candidate(workspace: Workspace, name: str) -> Release:
-    """The release ALIAS@DIGEST, or of a bare alias its newest: to try or to promote what is live already makes no sense.
-
-    Raises NotFoundError where it, or an adapter of it, is gone: no --force brings that back.
-    """
-    known = releases_of(workspace, name) if is_alias(workspace, name) and "@" not in name else []
-    release = known[-1] if known else find_release(workspace, name)
-    for adapter in set(release.adapters.values()) - {"base"}:
-        find_adapter(workspace, adapter)
-    return release
-
-
-def _refuse(release: Release, what: str, lacking: list[str], forced: bool) -> None:
-    """Raise GateFailed where evidence is lacking and nobody takes the decision upon themselves."""
-    if lacking and not forced:
-        raise GateFailed(f"{release.name} may not {what}: {'; '.join(lacking)}", "supply what is missing; or --force, which the decision's record will say")
 
 
 def _decided(workspace: Workspace, alias: str, decision: Decision, lines: list[str]) -> Outcome:
