@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from understudy.workspace import Workspace
 ALIAS = r"[a-z][a-z0-9-]{0,47}"
 RESERVED = ("base", "frontier", "live", "rag", "teacher")
 DECISIONS = "decisions.jsonl"
+FORMER = 20  # releases that rollbacks may go back through
 
 Action = Literal["created", "canary", "promoted", "rolled back", "stopped"]
 
@@ -41,7 +43,7 @@ class Standing(Record):
 
     live: str | None = None
     canary: Canary | None = None
-    former: list[str] = Field(default_factory=list)  # what was live before, the latest last: where a rollback goes
+    former: list[str] = Field(default_factory=list)  # what was live before, the latest FORMER, the last one last: where a rollback goes
 
 
 class Decision(Record):
@@ -70,23 +72,13 @@ def is_alias(workspace: Workspace, name: str) -> bool:
 
 def decisions(workspace: Workspace, alias: str) -> list[Decision]:
     """What was decided under an alias, oldest first; none where there is no such alias. Raises StorageError."""
-    path = workspace.releases / alias / DECISIONS
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", "fix the folder's permissions") from error
-    try:
-        return [Decision.model_validate_json(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-    except ValidationError as error:
-        raise StorageError(f"{path} holds a line that is no decision: {error.errors()[0]['msg']}", "restore the file from a backup") from error
+    return _read(workspace.releases / alias / DECISIONS)
 
 
 def standing(workspace: Workspace, alias: str) -> Standing:
-    """How an alias stands."""
-    made = decisions(workspace, alias)
-    return made[-1].standing if made else Standing()
+    """How an alias stands. Raises StorageError."""
+    last = _read(workspace.releases / alias / DECISIONS, latest=1)
+    return last[0].standing if last else Standing()
 
 
 def read_release(workspace: Workspace, alias: str, digest: str) -> Release:
@@ -162,7 +154,8 @@ def promoted(before: Standing, digest: str) -> Standing:
     """The release is live; a trial of whatever release, which was measured against the one before, is over. Raises UsageError."""
     if before.live == digest:
         raise UsageError("that release is live already", "`understudy release ls` shows what is")
-    return Standing(live=digest, former=[*before.former, before.live] if before.live else before.former)
+    former = [*before.former, before.live] if before.live else before.former
+    return Standing(live=digest, former=former[-FORMER:])
 
 
 def on_trial(before: Standing, canary: Canary) -> Standing:
@@ -190,7 +183,21 @@ def stopped(before: Standing, canary: Canary) -> tuple[str, Standing]:
     return canary.release, before.model_copy(update={"canary": None})
 
 
-def _changing(workspace: Workspace, alias: str) -> Any:
+def _read(path: Path, latest: int = 0) -> list[Decision]:
+    """The decisions of a file, or the latest few; a line that was cut off is none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}", "fix the folder's permissions") from error
+    try:
+        return [Decision.model_validate_json(line) for line in content.split(b"\n")[:-1][-latest:]]
+    except ValidationError as error:
+        raise StorageError(f"{path} holds a line that is no decision: {error.errors()[0]['msg']}", "restore the file from a backup") from error
+
+
+def _changing(workspace: Workspace, alias: str) -> AbstractContextManager[None]:
     return locked(workspace.releases / alias / ".lock")
 
 
