@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
+from understudy.releases import RESERVED
 
 FOLDER = Path(__file__).parent / "recipes"
 MethodName = Literal["lora", "dora", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "fishmask", "far"]
@@ -84,7 +85,7 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
-        if name in ("base", "frontier", "teacher", "rag"):
+        if name in RESERVED:
             raise ValueError(f"{name} is reserved")
         return name
 

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from understudy.adapters import find_adapter, require_served
+from understudy.client import StepModels
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import answering_tools, calibration_folder, resolve, resolve_name, tools_for
+from understudy.commands.wiring import answering_name, answering_tools, calibration_folder, resolve, resolve_name, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
@@ -52,7 +53,7 @@ def calibrate(args: Namespace) -> Outcome:
     from serve.command import engine_for
 
     workspace = workspace_of(args)
-    name = resolve_name(workspace, args.model)
+    name = answering_name(workspace, resolve_name(workspace, args.model))
     folder = calibration_folder(workspace, name)
     path = require_file(Path(args.questions))
     questions = read_questions(path)
@@ -62,7 +63,7 @@ def calibrate(args: Namespace) -> Outcome:
     if kept and kept.key == key:
         return Outcome(calibration_json(kept), [f"{name} was calibrated on these questions already"])
     with engine_for(workspace, report) as engine:
-        tools = tools_for(workspace, resolve(workspace, name, engine), retriever)
+        tools = tools_for(workspace, StepModels.alike(resolve(workspace, name, engine)), retriever)
         result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress))
     lines = [
         f"{name} calibrated on {result['questions']} questions; cross-validated: AUROC of its score {_number(result['auroc'])},"
