@@ -80,10 +80,7 @@ async def answer(state: State) -> State:
     run, settings = state["run"], state["run"].tools.settings
     for texts in contexts(run.tools.retriever.settings.aggregate, run.question, run.passages):
         run.shown = texts
-        if settings.mode == "closed-book":
-            messages = prompts.closed_book_messages(run.question)
-        else:
-            messages = prompts.answer_messages(run.question, texts, run.worked_example("answer"))
+        messages = prompts.closed_book_messages(run.question) if settings.mode == "closed-book" else prompts.answer_messages(run.question, texts, run.shots)
         step = await (_write_from_beginning(run, messages) if _completes_quotes(run) else run.ask("answer", messages, settings.max_answer_tokens, _shown(run)))
         run.answer = prompts.parse_answer(step.text)
         ids = [passage.chunk.id for passage in run.passages]

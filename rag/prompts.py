@@ -7,7 +7,10 @@ prefix cache pays for the passages once, and so does training over a prefix tree
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
 
 from rag.citations import complete_quote
 from rag.nearest import nearest_sentences
@@ -54,6 +57,16 @@ REWRITE_SYSTEM = "You rewrite questions so that they can be understood without t
 REWRITE_TASK = "Conversation:\n{turns}\n\nRewrite this question so that it stands alone. Write only the question.\nQuestion: {question}"
 
 
+class Shot(BaseModel):
+    """A worked example of the answer step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: str
+    passages: list[str]
+    target: str  # the completion
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model's answer text says: the quotes as emitted, the answer, and whether it abstains."""
@@ -70,15 +83,10 @@ def plan_messages(question: str, worked_example: bool = False) -> list[Message]:
     return [Message(role="system", content=PLAN_SYSTEM), *shots, _user(PLAN_TASK.format(question=question))]
 
 
-def answer_messages(question: str, passages: list[str], worked_example: bool = False) -> list[Message]:
-    """The prompt that asks for quotes and an answer, or an abstention."""
-    shots: list[Message] = []
-    if worked_example:
-        shots = [
-            *_shot(_answer_task(EXAMPLE_UNANSWERED, EXAMPLE_PASSAGES), ABSTENTION),
-            *_shot(_answer_task(EXAMPLE_QUESTION, EXAMPLE_PASSAGES), answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
-        ]
-    return [Message(role="system", content=SYSTEM), *shots, _user(_answer_task(question, passages))]
+def answer_messages(question: str, passages: list[str], shots: Sequence[Shot] = ()) -> list[Message]:
+    """The prompt that asks for quotes and an answer, or an abstention, after worked examples of it."""
+    shown = [message for shot in shots for message in _shot(_answer_task(shot.question, shot.passages), shot.target)]
+    return [Message(role="system", content=SYSTEM), *shown, _user(_answer_task(question, passages))]
 
 
 def validate_messages(question: str, passages: list[str], proposal: str, worked_example: bool = False) -> list[Message]:
@@ -110,6 +118,12 @@ def rewrite_messages(question: str, turns: list[tuple[str, str]]) -> list[Messag
 def answer_target(quotes: list[str], answer: str) -> str:
     """The completion that teaches an answer: quote first, then answer."""
     return "".join(f"{QUOTE_LABEL} {quote}\n" for quote in quotes) + f"{ANSWER_LABEL} {answer}"
+
+
+EXAMPLE_SHOTS = (
+    Shot(question=EXAMPLE_UNANSWERED, passages=EXAMPLE_PASSAGES, target=ABSTENTION),
+    Shot(question=EXAMPLE_QUESTION, passages=EXAMPLE_PASSAGES, target=answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
+)
 
 
 def completed(beginning: str, passages: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -12,7 +12,7 @@ from rag import prompts
 from rag.cached import Cached
 from rag.events import AnswerWriter, Emit, StepDone, StepStarted
 from rag.policy import WHOLE_GRAPH, Policy
-from rag.prompts import Answer
+from rag.prompts import EXAMPLE_SHOTS, Answer, Shot
 from rag.retrieve import Retriever
 from rag.validation import Calibration
 from understudy.client import ModelClient
@@ -116,6 +116,13 @@ class Run:
         """Whether a step's prompt carries a worked example: a model without an adapter needs one."""
         chosen = self.tools.settings.worked_example
         return not self.client(name).model.has_adapter if chosen is None or self.escalated else chosen
+
+    @property
+    def shots(self) -> Sequence[Shot]:
+        """The worked examples of the answer's prompt: those that its calibration chose."""
+        if not self.worked_example("answer"):
+            return ()
+        return self.calibration.shots if self.calibration and self.calibration.shots else EXAMPLE_SHOTS
 
     @property
     def best(self) -> Attempt | None:

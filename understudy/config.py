@@ -77,6 +77,12 @@ class Agent(Section):
     max_answer_tokens: int = Field(128, ge=8, description="completion limit of the answer step")
     max_tokens: int = Field(50_000, ge=100, description="prompt and completion tokens of one run, all calls together")
     max_seconds: float = Field(180, gt=0, description="time limit of one run")
+    max_false_abstentions: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the answerable questions on which a calibration may abstain, whatever wrong answers that avoids",
+    )
     worked_example: bool | None = Field(None, description="show a worked example in the prompt; unset: only to models without an adapter")
     escalate_to: str = Field("", description="the remote that answers in the model's place where its score is too low; unset: none")
     escalate_below: float = Field(0.5, ge=0, le=1, description="a final score below this is too low")
