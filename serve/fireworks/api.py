@@ -80,7 +80,7 @@ def open_api(config: Config) -> Api:
 @cache
 def trust() -> ssl.SSLContext:
     """The certificates that are trusted, read once."""
-    return httpx2.create_ssl_context(trust_env=False)
+    return httpx2.create_ssl_context()
 
 
 class Api:

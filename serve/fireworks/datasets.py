@@ -33,7 +33,7 @@ def upload(hosted: Hosted, file: DataFile, dataset: str) -> dict[str, Any]:
     """
     facts = {"dataset": dataset, "split": file.split, "rows": str(file.rows)}
     resource = Resource(kind="datasets", id=file.id, facts=facts, created_at=time.time())
-    found = ensure(hosted, resource, create_dataset(file))
+    found = ensure(hosted, resource, create_dataset(file), is_paid=False)
     if was_there := state_of(found) == READY:
         check_count(file, found)
     else:

@@ -33,21 +33,25 @@ class Hosted:
     wait_seconds: float = 21_600.0
 
 
-def ensure(hosted: Hosted, resource: Resource, creation: Request) -> dict[str, Any]:
+def ensure(hosted: Hosted, resource: Resource, creation: Request, is_paid: bool = True) -> dict[str, Any]:
     """What the server holds under a resource's id, made unless it is there.
 
-    The ledger knows of it first, so that a run killed after the request finds it again. Raises NotFoundError where it was there once
-    and is not any more, ApiError.
+    The ledger knows of it first, so that a run killed after the request finds it again. Raises NotFoundError where something paid was
+    there once and is not any more, ApiError.
     """
     found = hosted.api.find(resource.kind, resource.id)
     known = hosted.ledger.get(resource.kind, resource.id)
     if found is None:
-        if known is not None and known.state != PLANNED:
-            raise NotFoundError(f"{resource.key} was deleted at Fireworks", "run the command with --again to make another")
-        hosted.ledger.put(resource)
+        if is_paid and known is not None and known.state != PLANNED:
+            raise _deleted(resource)
+        known = hosted.ledger.put(resource)
         found = _create(hosted, resource, creation)
     hosted.ledger.saw(known or resource, state_of(found))
     return found
+
+
+def _deleted(resource: Resource) -> NotFoundError:
+    return NotFoundError(f"{resource.key} was deleted at Fireworks", "run the command again; with --again, where that makes another run or deployment")
 
 
 def _create(hosted: Hosted, resource: Resource, creation: Request) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def wait(hosted: Hosted, resource: Resource, found: dict[str, Any]) -> dict[str,
             answer = hosted.api.find(resource.kind, resource.id)
             if answer is None:
                 hosted.ledger.saw(resource, DELETED)
-                raise NotFoundError(f"{resource.key} was deleted at Fireworks", "run the command with --again to make another")
+                raise _deleted(resource)
             found = answer
 
 

@@ -74,7 +74,9 @@ def enter_model(hosted: Hosted, job: Resource, found: dict[str, Any]) -> Resourc
 def _model(hosted: Hosted, identity: str) -> dict[str, Any]:
     found = hosted.api.find("models", identity)
     if found is None:
-        raise EndpointError(f"the run has ended, and there is no model {identity}", "see the job at Fireworks; `understudy fireworks status` shows it")
+        raise EndpointError(
+            f"the run has ended, and there is no model {identity}", "run the same command again; if that does not help, see the job at Fireworks"
+        )
     return found
 
 

@@ -94,6 +94,13 @@ def test_a_dataset_is_known_without_the_ledger(hosted: Hosted, server: Fireworks
     assert len(server.sent) == 2
 
 
+def test_a_deleted_dataset_is_sent_again(hosted: Hosted, server: FireworksServer, file: DataFile) -> None:
+    upload(hosted, file, "d1")
+    server.resources["datasets"].clear()
+    assert upload(hosted, file, "d1")["sent"] is True
+    assert len(server.sent) == 2
+
+
 @pytest.mark.parametrize(
     ("step", "fault"),
     [
