@@ -303,6 +303,18 @@ COMMANDS = [
             arg("--format", choices=["lm-eval", "inspect"], required=True),
         ],
     ),
+    Command(
+        "drift",
+        "whether questions, retrieval, abstentions and scores have moved since, and what is due",
+        "drifting:drift",
+        [
+            arg("name", nargs="?", help="a model or a release's alias; default: the newest adapter"),
+            arg("--days", type=float, default=7.0, metavar="N", help="which runs are recent; default: the last 7 days"),
+            arg("--against", choices=["traces", "evaluation"], help="default: its runs before, where there are enough, else its newest evaluation"),
+            arg("--confidence", type=float, default=0.99, metavar="X", help="that a change is none by chance, all signals together; default: 0.99"),
+            arg("--gate", action="store_true", help="exit 3 where something is due"),
+        ],
+    ),
     Command("fireworks upload", "lint a dataset, then bring it to Fireworks; resumable", "hosting:fireworks_upload", [DATASET, DRY_RUN]),
     Command(
         "fireworks train",
