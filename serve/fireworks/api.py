@@ -161,13 +161,14 @@ class Api:
                 raise ApiError("the file there is no longer the one that was begun", "run the command again", status=500)
             self._check(response)
             held = held if response.status_code == 206 else 0
-            if progress is not None:
-                progress.advance(held - progress.done)
             stated = response.headers.get("Content-Length")
             if stated is None or held + int(stated) > LARGEST_FILE:
                 raise ApiError(
                     f"{target_host(url)} sends a file without a length, or one over {LARGEST_FILE >> 30} GiB", "see the model at Fireworks", status=400
                 )
+            if progress is not None:
+                progress.total = held + int(stated)
+                progress.advance(held - progress.done)
             with partial.open("ab" if held else "wb") as file:
                 for piece in response.iter_raw():
                     file.write(piece)

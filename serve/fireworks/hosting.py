@@ -8,7 +8,7 @@ from typing import Any
 from serve.fireworks.api import UNKNOWN
 from serve.fireworks.ledger import DELETED, PLANNED, Ledger, Resource, reason_of, state_of
 from serve.fireworks.making import BAD, GOOD, Hosted, check, cost_of, ensure, latest_attempt, percent_of, wait
-from serve.fireworks.requests import KINDS, Hosting, Kind, create_deployment, delete, full_name, list_loaded, load_lora
+from serve.fireworks.requests import KINDS, Hosting, Kind, create_deployment, delete, full_name, last_part, list_loaded, load_lora
 from serve.fireworks.training import enter_model
 from serve.fireworks.wire import ApiError
 from understudy.adapters import CONFIG, WEIGHTS
@@ -64,9 +64,7 @@ def load(hosted: Hosted, model: str, deployment: str, is_waiting: bool) -> dict[
             found = _loaded(hosted, *names) if error.status is None or error.may_pass or error.status == 409 else None
             if found is None:
                 raise
-    identity = str(found.get("name", "")).rpartition("/")[2]
-    if not identity:
-        raise EndpointError("Fireworks named nothing that was loaded", "run the command again")
+    identity = last_part(str(found.get("name", "")))
     resource = Resource(kind="deployedModels", id=identity, state=state_of(found), facts={"model": model, "deployment": deployment}, created_at=time.time())
     hosted.ledger.put(hosted.ledger.get("deployedModels", identity) or resource)
     if is_waiting:

@@ -6,13 +6,14 @@ choose is chosen here from the content, so that a request made twice has one eff
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from understudy.digests import digest_of, digest_of_file
-from understudy.errors import TrainingError, UsageError
+from understudy.errors import EndpointError, TrainingError, UsageError
 
 Kind = Literal["datasets", "supervisedFineTuningJobs", "models", "deployments", "deployedModels"]
 KINDS: tuple[Kind, ...] = ("deployedModels", "deployments", "models", "supervisedFineTuningJobs", "datasets")  # in the order of deletion
@@ -46,7 +47,7 @@ class Request:
 
 def address(base: str, account: str, request: Request) -> str:
     """The URL of a request."""
-    return f"{base.rstrip('/')}/v1/accounts/{account}/{request.path}" + (f"?{urlencode(request.query)}" if request.query else "")
+    return f"{base.rstrip('/')}/v1/accounts/{account}/{quote(request.path, safe='/:')}" + (f"?{urlencode(request.query)}" if request.query else "")
 
 
 @dataclass(frozen=True)
@@ -227,3 +228,11 @@ def delete(kind: Kind, identity: str) -> Request:
 def full_name(account: str, kind: Kind, identity: str) -> str:
     """`accounts/ACCOUNT/KIND/ID`; one that is full already stays as it is."""
     return identity if identity.startswith("accounts/") else f"accounts/{account}/{kind}/{identity}"
+
+
+def last_part(name: str) -> str:
+    """The id in a full name that the server gave; raises EndpointError where it is none, for it becomes part of paths here."""
+    identity = name.rpartition("/")[2]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", identity):
+        raise EndpointError(f"Fireworks named something {identity[:64]!r}, which is no id", "run the command again; see docs/fireworks.md")
+    return identity

@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.fireworks.ledger import Resource, state_of
 from serve.fireworks.making import GOOD, Hosted, check, cost_of, ensure, latest_attempt, percent_of, wait
-from serve.fireworks.requests import Job, Request, Training, create_job, download_endpoint, get
+from serve.fireworks.requests import Job, Request, Training, create_job, download_endpoint, get, last_part
 from understudy.adapters import CONFIG, WEIGHTS
 from understudy.errors import EndpointError, NotFoundError
 
@@ -60,7 +60,7 @@ def train(hosted: Hosted, training: Training, dataset: str, again: bool, is_wait
 
 def model_of(resource: Resource, found: dict[str, Any]) -> str:
     """The id of the model that a job makes: as the server says, else as was asked."""
-    return str(found.get("outputModel") or resource.facts["model"]).rpartition("/")[2]
+    return last_part(str(found.get("outputModel") or resource.facts["model"]))
 
 
 def enter_model(hosted: Hosted, job: Resource, found: dict[str, Any]) -> Resource:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import pytest
 
 from tests.conftest import BASE as PACKAGED
 from tests.conftest import MODELS
-from tests.serve import fireworks_server as faults
-from tests.serve.fireworks_server import BASE, HOME, KEY, FireworksServer, fireworks_server
+from tests.serve.fireworks.server import BASE, HOME, KEY, FireworksServer, Handler
 from understudy.adapters import find_adapter
 from understudy.cli import main
 from understudy.files import write_json
@@ -26,13 +25,6 @@ from understudy.models import CARD, weights_digest
 from understudy.workspace import Workspace, create_workspace, open_workspace
 
 LAST = "assistant"
-
-
-@pytest.fixture
-def server() -> Iterator[FireworksServer]:
-    with fireworks_server() as made:
-        yield made
-        assert not made.leaks
 
 
 @pytest.fixture
@@ -193,7 +185,7 @@ def killed(workspace: Workspace, words: list[str], reached: threading.Event) -> 
 def test_kill_9_in_the_middle_of_an_upload(run: Callable[..., tuple[int, Any]], server: FireworksServer, workspace: Workspace, rows: Path) -> None:
     reached = threading.Event()
 
-    def stall(handler: faults.Handler) -> bool:
+    def stall(handler: Handler) -> bool:
         handler.rfile.read(1000)
         reached.set()
         time.sleep(2)
@@ -216,7 +208,7 @@ def test_kill_9_in_the_middle_of_a_run(run: Callable[..., tuple[int, Any]], serv
     run("upload", str(rows))
     server.job_steps = [{"state": "JOB_STATE_RUNNING"}] * 10_000
 
-    def hold(handler: faults.Handler) -> bool:
+    def hold(handler: Handler) -> bool:
         def send(*_args: Any, **_headers: str) -> None:
             reached.set()
             time.sleep(2)
