@@ -90,7 +90,6 @@ class Api:
         self.account, self.patience, self._key, self.sleep = account, patience, key, sleep
         shared: dict[str, Any] = {
             "follow_redirects": False,
-            "trust_env": False,
             "verify": trust(),
             "headers": {"User-Agent": "understudy", "Accept-Encoding": "identity"},
         }
@@ -160,9 +159,13 @@ class Api:
                 partial.unlink()
                 raise ApiError("the file there is no longer the one that was begun", "run the command again", status=500)
             self._check(response)
+            if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {held}-"):
+                raise ApiError(
+                    f"{target_host(url)} sends another part of the file than was asked for", f"remove {partial}, then run the command again", status=400
+                )
             held = held if response.status_code == 206 else 0
-            stated = response.headers.get("Content-Length")
-            if stated is None or held + int(stated) > LARGEST_FILE:
+            stated = response.headers.get("Content-Length", "")
+            if not stated.isdigit() or held + int(stated) > LARGEST_FILE:
                 raise ApiError(
                     f"{target_host(url)} sends a file without a length, or one over {LARGEST_FILE >> 30} GiB", "see the model at Fireworks", status=400
                 )

@@ -10,7 +10,7 @@ from serve.fireworks.training import download, train, trained_model
 from serve.fireworks.wire import ApiError
 from tests.serve.fireworks import faults
 from tests.serve.fireworks.conftest import HASTY
-from tests.serve.fireworks.server import BASE, Fault, FireworksServer
+from tests.serve.fireworks.server import BASE, Fault, FireworksServer, Handler
 from understudy.errors import EndpointError, NotFoundError, UsageError
 from understudy.progress import SilentProgress
 
@@ -124,6 +124,23 @@ def test_a_download_goes_on_where_it_was_cut_off(hosted: Hosted, server: Firewor
     assert 0 < partial.stat().st_size < len(server.files["adapter_model.safetensors"])
     folder = download(hosted, trained_model(hosted, None))["folder"]
     assert (folder / "adapter_model.safetensors").read_bytes() == server.files["adapter_model.safetensors"]
+
+
+def test_another_part_than_was_asked_for_is_refused(hosted: Hosted, server: FireworksServer, training: Training) -> None:
+    model = train(hosted, training, "d1", again=False, is_waiting=True)["model"]
+    partial = hosted.ledger.files_of(model) / ".adapter_model.safetensors.part"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(server.files["adapter_model.safetensors"][:100])
+
+    def odd(handler: Handler) -> bool:
+        handler.headers.replace_header("Range", "bytes=50-")
+        handler.answer()
+        return True
+
+    server.faults = [("GET /bucket/.*safetensors", odd)]
+    with pytest.raises(ApiError, match="another part of the file"):
+        download(hosted, trained_model(hosted, None))
+    assert partial.stat().st_size == 100
 
 
 def test_a_model_without_an_adapter_is_refused(hosted: Hosted, server: FireworksServer, training: Training) -> None:
