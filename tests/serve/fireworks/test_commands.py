@@ -176,7 +176,7 @@ def test_an_adapter_has_a_name_that_it_can_have_here(run: Callable[..., tuple[in
 def killed(workspace: Workspace, words: list[str], reached: threading.Event) -> None:
     """Start a command, and kill it once it has come to a point."""
     process = subprocess.Popen([sys.executable, "-m", "understudy.cli", "--workspace", str(workspace.root), "fireworks", *words], stderr=subprocess.DEVNULL)
-    assert reached.wait(120)
+    assert reached.wait(300), "the command never came to that point"
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
