@@ -50,7 +50,7 @@ def import_adapter(workspace: Workspace, source: Path, name: str, base: str | No
     `dataset` (a digest, or the beginning of one) the dataset here that it was trained on: else its lineage is unknown, and its
     manifest says so. Raises AdapterError for what cannot be served as it was trained, NotFoundError where a thing named is missing.
     """
-    _check_name(name)
+    check_name(name)
     if not (source / WEIGHTS).is_file() and (source / PICKLE).is_file():
         raise AdapterError(f"{source} holds {PICKLE}, a pickle, which is never loaded", "save it with safe_serialization=True where it was trained")
     for needed in (CONFIG, WEIGHTS):
@@ -207,7 +207,8 @@ def merged(weights: Path, adapter: Path, method: str) -> PreTrainedModel:
     return base.to(torch.bfloat16)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise UsageError where no adapter may be called so."""
     try:
         Recipe(name=name)
     except ValidationError as error:

@@ -70,6 +70,7 @@ class Patience:
     attempts: int = 4
     first_pause: float = 0.5  # seconds; doubled each time, jittered
     longest_pause: float = 60.0  # a server that asks for a longer one is not asked again
+    wake_seconds: float = 600.0  # how long a deployment without a replica is waited for, beside the attempts
 
 
 def engine_model(engine: RunningEngine, name: str) -> Model:
@@ -98,6 +99,7 @@ class ModelClient:
     def __init__(self, model: Model, patience: Patience = DEFAULT_PATIENCE) -> None:
         self.model, self.patience = model, patience
         self.gives_logprobs = True  # until the endpoint refuses them
+        self.takes_stream_options = True  # likewise
         http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=None),
@@ -117,10 +119,10 @@ class ModelClient:
     ) -> Completion:
         """One completion, greedy by default; with `on_progress` it is streamed, and passed on as far as it is after each chunk.
 
-        Asked again after 429, 5xx, time-outs and resets, unless text was passed on already. Raises EndpointError; a reply that
-        breaks off without a finish reason is one.
+        Asked again after 429, 5xx, time-outs and resets, unless text was passed on already; and while a deployment wakes. Raises
+        EndpointError; a reply that breaks off without a finish reason is one.
         """
-        attempt = 0
+        attempt, awake_by = 0, time.monotonic() + self.patience.wake_seconds
         while True:
             attempt += 1
             draft = Draft(self.model.name, max_tokens)
@@ -129,7 +131,8 @@ class ModelClient:
                     return await self._ask(self.request(messages, max_tokens, temperature, on_progress is not None), draft, on_progress)
             except (openai.APIError, TimeoutError, EndpointError, *NOT_JSON) as fault:
                 pause = pause_before(attempt, self.patience, _retry_after(fault)) if _may_pass(fault) else None
-                if attempt >= self.patience.attempts or pause is None or (on_progress and draft.text):
+                is_waking = _is_waking(fault) and time.monotonic() < awake_by
+                if (attempt >= self.patience.attempts and not is_waking) or pause is None or (on_progress and draft.text):
                     raise self._translate(fault) from fault
             await asyncio.sleep(pause)
 
@@ -146,20 +149,25 @@ class ModelClient:
             body["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
         if self.gives_logprobs:
             body |= {"logprobs": True, "top_logprobs": 5}
-        return body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
+        if stream and self.takes_stream_options:
+            body["stream_options"] = {"include_usage": True}
+        return body | ({"stream": True} if stream else {})
 
     async def _ask(self, body: dict[str, Any], draft: Draft, on_progress: Callable[[Completion], None] | None) -> Completion:
-        """One attempt; a request with log-probabilities that is refused is made once more without.
+        """One attempt; a request with log-probabilities or stream options that is refused is made again without.
 
-        An endpoint that refuses or ignores them is not asked for them again.
+        An endpoint that refuses or ignores them is not asked for them again. Fireworks has refused `stream_options` for some models
+        ("Extra inputs are not permitted, field: 'stream_options'"), and counts no tokens without for others.
         """
         try:
             completion = await self._send(body, draft, on_progress)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            if "logprobs" not in body:
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
+            without = _refused_fields(refusal, body)
+            if not without:
                 raise
-            plain = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
-            completion = await self._send(plain, draft, on_progress)
+            self.takes_stream_options = self.takes_stream_options and "stream_options" not in without
+            plain = {name: value for name, value in body.items() if name not in without}
+            return await self._ask(plain, draft, on_progress)
         self.gives_logprobs = self.gives_logprobs and (draft.has_logprobs or not draft.text)
         return completion
 
@@ -233,6 +241,17 @@ def _may_pass(fault: Exception) -> bool:
     if isinstance(fault, openai.APIStatusError):
         return fault.status_code in TRANSIENT or fault.status_code >= 500
     return isinstance(fault, openai.APIConnectionError | TimeoutError)
+
+
+def _is_waking(fault: Exception) -> bool:
+    """Whether a deployment has no replica yet: Fireworks' answer while one that was idle starts, which takes minutes."""
+    return isinstance(fault, openai.APIStatusError) and fault.status_code == 503 and fault.code == "DEPLOYMENT_SCALING_UP"
+
+
+def _refused_fields(refusal: openai.APIStatusError, body: dict[str, Any]) -> tuple[str, ...]:
+    """Which optional fields of a refused request to leave out: those that the refusal names, else log-probabilities."""
+    named = "stream_options" in _detail(refusal) and "stream_options" in body
+    return ("stream_options",) if named else ("logprobs", "top_logprobs") if "logprobs" in body else ()
 
 
 def _retry_after(fault: Exception) -> float | None:

@@ -27,6 +27,11 @@ MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: 
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
+DATASET = arg("dataset", nargs="?", help="a folder, the beginning of a digest, or a chat JSONL file; default: the newest dataset")
+TRAINED = arg("model", nargs="?", help="the id of a trained model; default: the newest")
+AGAIN = arg("--again", action="store_true", help="make another where the last has failed or is gone; it is paid anew")
+NO_WAIT = arg("--no-wait", action="store_true", help="begin it, and do not wait until it is ready")
+DRY_RUN = arg("--dry-run", action="store_true", help="print the requests, the key redacted, and send nothing")
 FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
     arg("--model", help="a resolved name, or an adapter's name for all its digests"),
@@ -167,7 +172,7 @@ COMMANDS = [
         "dataset lint",
         "what would fail here, under TRL, on Fireworks or in vLLM, row by row; exit 3 where something would",
         "datasets:dataset_lint",
-        [arg("dataset", nargs="?", help="a folder, the beginning of a digest, or a chat JSONL file; default: the newest dataset")],
+        [DATASET],
     ),
     Command(
         "dataset show",
@@ -331,6 +336,77 @@ COMMANDS = [
             arg("source", metavar="QUESTIONS", help="question file (JSONL)"),
             arg("target", metavar="FILE", help="the file to write"),
             arg("--format", choices=["lm-eval", "inspect"], required=True),
+        ],
+    ),
+    Command(
+        "drift",
+        "whether questions, retrieval, abstentions and scores have moved since, and what is due",
+        "drifting:drift",
+        [
+            arg("name", nargs="?", help="a model or a release's alias; default: the newest adapter"),
+            arg("--days", type=float, default=7.0, metavar="N", help="which runs are recent; default: the last 7 days"),
+            arg("--against", choices=["traces", "evaluation"], help="default: its runs before, where there are enough, else its newest evaluation"),
+            arg("--confidence", type=float, default=0.99, metavar="X", help="that a change is none by chance, all signals together; default: 0.99"),
+            arg("--gate", action="store_true", help="exit 3 where something is due"),
+        ],
+    ),
+    Command("fireworks upload", "lint a dataset, then bring it to Fireworks; resumable", "hosting:fireworks_upload", [DATASET, DRY_RUN]),
+    Command(
+        "fireworks train",
+        "train on an uploaded dataset there, and wait for the model; run again, it goes on and pays nothing twice",
+        "hosting:fireworks_train",
+        [
+            DATASET,
+            arg("--name", default="hosted", help="of the adapter; default: hosted"),
+            arg("--base-model", metavar="MODEL", help="default: fireworks.base_model"),
+            arg("--warm-start", metavar="MODEL", help="a LoRA model there to go on from, in place of the base"),
+            arg("--epochs", type=int, metavar="N"),
+            arg("--learning-rate", type=float, metavar="X"),
+            arg("--rank", type=int, metavar="N", help="4 to 64"),
+            arg("--max-context", type=int, metavar="TOKENS"),
+            AGAIN,
+            NO_WAIT,
+            DRY_RUN,
+        ],
+    ),
+    Command("fireworks status", "what this workspace has at Fireworks", "hosting:fireworks_status"),
+    Command(
+        "fireworks deploy",
+        "deploy a base that takes LoRA models, without a replica while idle",
+        "hosting:fireworks_deploy",
+        [
+            arg("model", nargs="?", help="default: fireworks.base_model; with --merged: the newest trained"),
+            arg("--merged", action="store_true", help="deploy a trained model by itself, merged into its base"),
+            AGAIN,
+            NO_WAIT,
+            DRY_RUN,
+        ],
+    ),
+    Command(
+        "fireworks load-lora",
+        "load a trained model into a deployment, and say how to ask it",
+        "hosting:fireworks_load_lora",
+        [TRAINED, arg("--deployment", metavar="ID", help="default: the newest that takes LoRA models"), NO_WAIT, DRY_RUN],
+    ),
+    Command(
+        "fireworks download",
+        "bring a trained model's adapter here and register it; resumable",
+        "hosting:fireworks_download",
+        [
+            TRAINED,
+            arg("--name", help="of the adapter here; default: as it was trained"),
+            arg("--base", metavar="MODEL", help="the model in models/ to serve it on; default: models.base"),
+            DRY_RUN,
+        ],
+    ),
+    Command(
+        "fireworks delete",
+        "delete what this workspace made at Fireworks",
+        "hosting:fireworks_delete",
+        [
+            arg("what", nargs="+", metavar="KIND/ID", help="as `fireworks status` shows it, or all"),
+            arg("--force", action="store_true", help="a trained model too whose adapter is not here"),
+            DRY_RUN,
         ],
     ),
 ]

@@ -176,6 +176,19 @@ class Releases(Section):
         return self.tenants.get(tenant, self.default)
 
 
+class Fireworks(Section):
+    """The hosted path: datasets, runs and deployments at Fireworks, by its management API. Chat with what it serves is one of `remotes`."""
+
+    account: str = Field("", pattern=r"^([a-z][a-z0-9-]{0,62})?$", description="the account's id")
+    url: str = Field("https://api.fireworks.ai", description="the management API")
+    api_key_env: str = Field("FIREWORKS_API_KEY", description="the environment variable that holds the key")
+    base_model: str = Field("", description="what is trained and deployed there, such as accounts/fireworks/models/qwen2p5-1p5b-instruct")
+    accelerator: str = Field("", description="of a deployment, such as NVIDIA_H100_80GB; empty: the shape that Fireworks keeps for the model")
+    scale_to_zero_seconds: int = Field(300, ge=300, description="idle time after which a deployment has no replica, and costs nothing")
+    poll_seconds: float = Field(10, gt=0, description="between two looks at what is under way")
+    wait_seconds: float = Field(21_600, gt=0, description="how long a command waits for what is under way; the next one goes on waiting")
+
+
 class Evaluate(Section):
     """How models are compared."""
 
@@ -227,7 +240,7 @@ class Config(Section):
         description="where records live: sqlite:///PATH inside the workspace, mongodb://HOST/DATABASE, or env:NAME, a variable that holds the URL",
     )
     tenant: str = Field("default", description="whose documents and traces commands work on")
-    offline: bool = Field(False, description="refuse every one of `remotes`, whatever asks for it")
+    offline: bool = Field(False, description="refuse every one of `remotes`, and Fireworks, whatever asks for it")
     recipe: str = Field("default", description="the training recipe `train` takes when none is named")
     models: Models = Models()
     ingest: Ingest = Ingest()
@@ -237,6 +250,7 @@ class Config(Section):
     serve: Serve = Serve()
     gateway: Gateway = Gateway()
     releases: Releases = Releases()
+    fireworks: Fireworks = Fireworks()
     evaluate: Evaluate = Evaluate()
     redaction: Redaction = Redaction()
     telemetry: Telemetry = Telemetry()

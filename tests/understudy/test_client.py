@@ -162,6 +162,30 @@ def test_a_request_that_is_refused_for_another_reason_is_not_held_against_logpro
     assert "logprobs" in endpoint.bodies[-1]
 
 
+def test_refused_stream_options_are_left_out_and_that_is_remembered(endpoint: Endpoint) -> None:
+    """Fireworks answers so for some models; tokens are then estimated."""
+    endpoint.faults = [status(400, "Extra inputs are not permitted, field: 'stream_options'")]
+    completion = complete(endpoint, stream=True, times=2)
+    assert [("stream_options" in body, "logprobs" in body) for body in endpoint.bodies] == [(True, True), (False, True), (False, True)]
+    assert completion.mean_logprob == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(("wake_seconds", "is_answered"), [(5.0, True), (0.0, False)])
+def test_a_deployment_that_wakes_is_waited_for(endpoint: Endpoint, wake_seconds: float, is_answered: bool) -> None:
+    """Fireworks' answer while a deployment without a replica starts: minutes, more than the attempts cover."""
+
+    def waking(handler: Handler) -> None:
+        handler.send(503, {"error": {"message": "scaling up from zero", "code": "DEPLOYMENT_SCALING_UP", "type": "error"}})
+
+    endpoint.faults = [waking] * 6
+    patience = Patience(seconds=5, attempts=2, first_pause=0.001, wake_seconds=wake_seconds)
+    if is_answered:
+        assert complete(endpoint, patience).text == "Because it is so."
+    else:
+        assert "scaling up from zero" in failure(endpoint, patience).message
+    assert len(endpoint.asked) == (7 if is_answered else 2)
+
+
 def test_a_key_follows_no_redirect_and_stands_in_no_message(endpoint: Endpoint) -> None:
     with scripted() as elsewhere:
         endpoint.faults = [status(307, "moved", Location=f"{elsewhere.model.base_url}/chat/completions")]
