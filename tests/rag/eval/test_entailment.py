@@ -19,7 +19,8 @@ def tiny(folder: Path, labels: dict[int, str]) -> Path:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["a", "visitor", "may", "borrow", "up", "to", "six", "books", "dragons", "the", "reading", "room", "opens", "at", "nine", "on", "weekdays", "."]]
+    said = "a visitor may borrow up to six books dragons the reading room opens at nine on weekdays ."
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *said.split()]
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(words)))
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(set(words)), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, id2label=labels)
@@ -28,6 +29,7 @@ def tiny(folder: Path, labels: dict[int, str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sentence_is_supported_where_a_passage_entails_it(tmp_path: Path, ask, reply, corpus) -> None:  # type: ignore[no-untyped-def]
     model = Entailment(tiny(tmp_path / "nli", LABELS))
     pairs = [("the reading room opens", "a visitor may borrow six books"), ("dragons", "six books"), ("dragons", "six books")]
@@ -43,6 +45,7 @@ def test_a_sentence_is_supported_where_a_passage_entails_it(tmp_path: Path, ask,
     assert rows[0]["nli_sentences"] == 1.0 and rows[0]["unsupported_rate_nli"] in (0.0, 1.0) and "unsupported_rate_nli" not in rows[1]
 
 
+@pytest.mark.slow
 def test_a_model_without_an_entailment_class_or_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no entailment class, but no, yes"):
         Entailment(tiny(tmp_path / "other", {0: "no", 1: "yes"}))

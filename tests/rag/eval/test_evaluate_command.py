@@ -125,6 +125,7 @@ def test_recorded_answers_stand_in_the_table_and_a_gate_against_them_is_exit_3( 
     assert "recorded" in result["provenance"]
 
 
+@pytest.mark.slow
 def test_one_model_in_several_modes_stands_side_by_side(run, rival: Endpoint, notes_workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
     result, code = run("--models", "strong:closed-book,strong:fast,strong")
     closed, fast, agentic = result["models"]

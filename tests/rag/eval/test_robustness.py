@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,11 +19,14 @@ from rag.eval.robustness import METRICS, ask_variants, share_out, summarise
 from rag.eval.run import evaluate_models, open_run
 from rag.eval.variants import CANARY, ORDER, PLAIN, Variant, conditions, fixed, make_variants
 from rag.retrieve import Retriever, document_order
+from tests.conftest import workspace_of_notes
 from tests.scripted import Endpoint
+from understudy.cli import main
 from understudy.client import ModelClient
 from understudy.config import Agent
 from understudy.records import Question
 
+ANIMALS = ("otter", "heron", "badger", "falcon", "beaver", "weasel", "magpie", "tortoise", "lizard", "donkey", "ferret", "pelican")
 DOSES, USUAL = (0, 1, 2), 1  # four notes hold no more
 FACTS = {
     "When is the kiln fired?": ("on Tuesdays at seven", "The kiln is fired on Tuesdays at seven in the morning.", "kiln.txt"),
@@ -167,3 +171,29 @@ def test_fixed_passages_come_in_the_order_given(retriever: Retriever, variants: 
 
 def test_a_question_with_too_few_other_passages_is_left_out(questions: list[Question], retriever: Retriever) -> None:
     assert make_variants(questions, retriever, 0) == ([], len(questions))
+
+
+@pytest.mark.slow
+def test_the_command_reports_what_was_asked_under_conditions(tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = {f"{animal}.txt": f"The {animal} is fed at {hour} in the morning, and never twice." for hour, animal in enumerate(ANIMALS, 1)}
+    workspace = workspace_of_notes(tmp_path, notes)
+    path, words = tmp_path / "held-out.jsonl", tmp_path / "words.jsonl"
+    rows = []
+    for hour, name in enumerate(ANIMALS[:4], 1):
+        said = f"at {hour} in the morning"
+        rows.append({"id": name, "question": f"When is the {name} fed?", "answer": said, "quotes": [f"is fed {said}"], "document": f"{name}.txt"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words.write_text("".join(json.dumps({"id": row["id"], "question": f"The {row['id']}: fed when?"}) + "\n" for row in rows))
+    endpoint.reply = lambda step, _: {"plan": "notes", "validate": "1"}.get(step, "Quote: is fed at 1 in the morning\nAnswer: at 1 in the morning")
+    remote = ("--set", f"remotes.one={{base_url: '{endpoint.model.base_url}', model: m}}", "--set", "evaluate.resamples=200")
+    asking = ("evaluate", "--questions", str(path), "--models", "one,one:fast", "--robustness", "3", "--paraphrases", str(words), "--json", *remote)
+    for _ in range(2):  # the second time nothing is asked
+        count = len(endpoint.asked)
+        assert main(["--workspace", str(workspace.root), *asking]) == 0
+        report = json.loads(capsys.readouterr().out)
+    assert count == len(endpoint.asked) and any("fed when?" in body["messages"][-1]["content"] for body in endpoint.bodies)
+    section = report["robustness"]
+    assert section["questions"] == 3 and section["left_out"] == 0 and [model["name"] for model in section["models"]] == ["one", "one:fast"]
+    assert [len(model["conditions"]) for model in section["models"]] == [len(conditions()), 2]
+    page = (workspace.root / report["report"]).read_text()
+    assert "What the answers withstand" in page and "8 distractors" in page and "evidence middle" in page
