@@ -88,7 +88,7 @@ def make_large(folder: Path) -> dict[str, Any]:
     shares = share_out(variants, [name for name in NAMES if name != "teacher"])
     answered = {name: [answer(v.question, name, shown[v.of], generator) for v in of_name] for name, of_name in shares.items()}
     return build_report(
-        questions, traces, chunks, folder, k=6, concurrency=8, resamples=2000, provenance={"questions": "0" * 64, "machine": {"cores": "2"}},
+        questions, traces, chunks, folder, k=6, concurrency=8, resamples=300, provenance={"questions": "0" * 64, "machine": {"cores": "2"}},
         robustness=Asked(shares, answered, made, 12, 0), energy={"base": {"joules_per_question": 81.2, "questions": 200, "joules": {"package-0": 16240.0}}},
         notes=["12 questions were set apart."],
     )  # fmt: skip
