@@ -92,13 +92,13 @@ def make_variants(
     doses: Sequence[int] = DOSES,
     usual: int = USUAL,
 ) -> tuple[list[Variant], int]:
-    """(variants of the questions whose evidence a passage holds whole, how many questions had to be left out), condition by condition.
+    """(variants of the answerable questions whose evidence a passage holds whole, how many others of them there are), condition by condition.
 
     `limit` draws so many of the questions that fit; `paraphrases` by question id take the place of the rules'. The same seed and corpus give
     the same variants.
     """
     found = [(question, passages) for question in questions if (passages := _passages(question, retriever, max(doses), usual))]
-    left_out = len(questions) - len(found)
+    left_out = sum(question.answerable for question in questions) - len(found)
     if limit and limit < len(found):
         places = sorted(Random(seed).sample(range(len(found)), limit))
         found = [found[place] for place in places]
