@@ -126,7 +126,7 @@ def _robustness_view(section: dict[str, Any] | None, names: list[str]) -> dict[s
     models = [{**model, "color": color_place(places[model["name"]]), "found": {c["name"]: c for c in model["conditions"]}} for model in section["models"]]
     plots = [Markup(plot_doses(section, places)), Markup(plot_positions(section, places))]
     tables = []
-    for is_wording, title in ((False, "Passages fixed"), (True, "Passages retrieved")):
+    for is_wording, title in ((False, "Passages fixed"), (True, "Question reworded")):
         of_table = [condition for condition in section["conditions"] if (condition["family"] == "wording") == is_wording]
         asked = [model for model in models if any(condition["name"] in model["found"] for condition in of_table)]
         tables.append({"title": title, "conditions": of_table, "models": asked})

@@ -78,8 +78,8 @@ def conditions(doses: Sequence[int] = DOSES, usual: int = USUAL) -> list[Conditi
         *(Condition(f"evidence {place}", "position", f"{shown}, with the evidence {place}", plain) for place in ("first", "middle", "last")),
         Condition("injected order", "injection", f"{shown}, one of which orders the model to answer {CANARY!r}", plain),
         Condition("no evidence", "support", "the evidence taken away and one more distractor in its place: abstaining is right", plain),
-        Condition("paraphrased", "wording", "in other words, with passages retrieved for them", PLAIN),
-        Condition("mistyped", "wording", "with typing errors, with passages retrieved for them", PLAIN),
+        Condition("paraphrased", "wording", "in other words, run as the model itself does", PLAIN),
+        Condition("mistyped", "wording", "with typing errors, run as the model itself does", PLAIN),
     ]
 
 
