@@ -77,7 +77,7 @@ def render_html(
         n_unanswerable=sum(question.has_answer_key and not question.answerable for question in questions),
         documents=sorted({document for question in questions for document in question.documents[:1]}),
         metrics=METRICS,
-        groups=_groups(),
+        groups=_groups(statistics),
         columns=len(names) + 6,
         models=[_model_view(name, place, report, rows[name], statistics) for place, name in enumerate(names)],
         rivals=[_rival_view(name, place, report, statistics) for place, name in enumerate(names) if place],
@@ -133,9 +133,12 @@ def _robustness_view(section: dict[str, Any] | None, names: list[str]) -> dict[s
     return {**section, "tables": [table for table in tables if table["models"]], "plots": plots}
 
 
-def _groups() -> list[tuple[str, list[str]]]:
+def _groups(statistics: Statistics) -> list[tuple[str, list[str]]]:
+    """(group, its metrics that some model has, and the verdict's)."""
     groups: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
+        if name not in VERDICT_METRICS and all(of_model[name].value is None for of_model in statistics.intervals.values()):
+            continue
         groups.setdefault(metric.group, []).append(name)
     return list(groups.items())
 
