@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from understudy.adapters import find_adapter
-from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import adapters_of, calibration_folder, default_model, needs_engine, release_of, resolve_name, resolve_steps, tools_for
+from understudy.commands import Outcome, workspace_of
+from understudy.commands.evaluation_lines import gate_lines, robustness_lines, table_lines
+from understudy.commands.evaluation_run import Plan, ask_models
+from understudy.commands.wiring import adapters_of, calibration_folder, default_model, release_of, resolve_name
 from understudy.config import Gate, require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
-from understudy.progress import show_progress
 from understudy.records import Question, Trace
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
-    from rag.agent import Tools
+    from rag.eval.entailment import Entailment
     from rag.eval.leaks import Leak
     from rag.retrieve import Retriever
-    from understudy.client import Model
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an evaluation asks of whom."""
-
-    questions: list[Question]
-    names: list[str]  # resolved, the baseline first
-    recorded: dict[str, list[Trace]]  # answers of models that are not asked
-    leaks: list[Leak]
-    notes: list[str]
-    gates: dict[str, Gate]  # each against a resolved name
-
-    @property
-    def asked(self) -> list[str]:
-        """The models that are asked."""
-        return [name for name in self.names if name not in self.recorded]
 
 
 def evaluate(args: Namespace) -> Outcome:
@@ -54,30 +35,37 @@ def evaluate(args: Namespace) -> Outcome:
         raise UsageError("evaluate needs questions", "name a question file with --questions")
     workspace = workspace_of(args)
     settings, path = workspace.config.evaluate, require_file(Path(args.questions))
+    entailment = _entailment(workspace)
     retriever = open_retriever(workspace)
     plan = make_plan(workspace, path, args.models, retriever)
+    if args.robustness is not None:
+        plan = with_variants(workspace, plan, retriever, args.robustness, args.paraphrases)
     identity = _identity(workspace, path, plan, retriever)
     folder = open_run(workspace.reports, identity)
-    traces, models, served = _ask(workspace, plan, retriever, folder)
+    found = ask_models(workspace, plan, retriever, folder)
     result = build_report(
         plan.questions,
-        {name: traces[name] for name in plan.names},
+        {name: found.traces[name] for name in plan.names},
         retriever.chunks,
         folder,
         k=workspace.config.retrieval.k,
         concurrency=settings.concurrency,
-        provenance={**identity, "served": served, "machine": machine_facts(), "packages": package_versions()},
-        prices={name: (model.price_in, model.price_out) for name, model in models.items()},
+        provenance={**identity, "served": found.served, "nli": settings.nli, "machine": machine_facts(), "packages": package_versions()},
+        prices=found.prices,
         resamples=settings.resamples,
         seed=settings.seed,
         relative=workspace.relative,
         embed=retriever.embed,
+        entailment=entailment,
+        energy=found.energy,
+        robustness=found.robustness,
         gates=plan.gates,
         candidates=candidates(workspace, plan.names),
         leaks=plan.leaks,
         notes=plan.notes,
     )
-    lines = [*table_lines(result), *(gate_lines(result) if settings.gates else []), *plan.notes, result["verdict"], f"report: {folder / 'report.html'}"]
+    lines = [*table_lines(result), *robustness_lines(result["robustness"]), *(gate_lines(result) if settings.gates else []), *plan.notes]
+    lines += [result["verdict"], f"report: {folder / 'report.html'}"]
     return Outcome(result, lines, exit_code([gate["status"] for gate in result["gates"]], bool(settings.gates), args.gate))
 
 
@@ -122,13 +110,15 @@ def history(args: Namespace) -> Outcome:
 def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: Retriever) -> Plan:
     """Resolve the models and leave out what they have seen; raises UsageError where nothing is left to compare."""
     from rag.eval.gates import check_gates
+    from rag.eval.modes import in_mode, split_mode
     from rag.eval.questions import read_questions
+    from rag.eval.recorded_answers import TEACHER
 
     questions = [question for question in read_questions(path) if question.has_answer_key]
     if not questions:
         raise UsageError(f"{path} has no question with an answer", "give `answer` (null where the documents do not answer)")
-    given = models.split(",") if models else ["base", default_model(workspace)]
-    names = [name if name == "teacher" else resolve_name(workspace, name) for name in given]
+    given = [split_mode(spec) for spec in models.split(",")] if models else [split_mode("base"), split_mode(default_model(workspace))]
+    names = [in_mode(name if name == TEACHER else resolve_name(workspace, name), mode) for name, mode in given]
     if len(set(names)) < len(names):
         raise UsageError(f"nothing to compare: {', '.join(names)}", "train an adapter first, or name two different models with --models")
     gates = resolved_gates(workspace, names)
@@ -140,9 +130,10 @@ def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: R
 
 def resolved_gates(workspace: Workspace, names: list[str]) -> dict[str, Gate]:
     """The configured gates; what is live is that of the last release's alias among the models."""
+    from rag.eval.modes import split_mode
     from serve.release.evidence import live_name
 
-    aliases = [release.alias for name in names if (release := release_of(workspace, name))]
+    aliases = [release.alias for name in names if (release := release_of(workspace, split_mode(name)[0]))]
     gates = workspace.config.evaluate.gates
     if not aliases:
         return gates
@@ -150,14 +141,30 @@ def resolved_gates(workspace: Workspace, names: list[str]) -> dict[str, Gate]:
     return {metric: gate.model_copy(update={"against": live}) if gate.against == "live" else gate for metric, gate in gates.items()}
 
 
+def with_variants(workspace: Workspace, plan: Plan, retriever: Retriever, limit: int, paraphrases: str | None) -> Plan:
+    """The plan with its questions under other conditions, of `limit` questions (0: all); raises UsageError where none can be put so."""
+    from rag.eval.questions import read_questions
+    from rag.eval.variants import make_variants
+
+    reworded = {question.id: question.question for question in read_questions(require_file(Path(paraphrases)))} if paraphrases else {}
+    variants, left_out = make_variants(plan.questions, retriever, workspace.config.evaluate.seed, limit or None, reworded)
+    if not variants:
+        raise UsageError(
+            "no question can be put under the conditions of --robustness",
+            "give questions with quotes that stand whole in a passage, over a corpus with a dozen other passages, or leave the option out",
+        )
+    return replace(plan, variants=variants, left_out=left_out)
+
+
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
     """(questions that are new to every adapter, the others, what to say of it), as evaluate.leaks has it; raises UsageError where it refuses."""
     from rag.eval.leaks import find_leaks, spoken, trained_questions
+    from rag.eval.modes import split_mode
 
     policy = workspace.config.evaluate.leaks
     leaks: list[Leak] = []
     notes = []
-    for adapter in dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, name)):
+    for adapter in dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, split_mode(name)[0])):
         manifest = find_adapter(workspace, adapter)[0]
         trained = trained_questions(workspace.datasets, manifest)
         if trained is None:
@@ -196,17 +203,21 @@ def recorded_models(workspace: Workspace, questions: list[Question], names: list
 
 def candidates(workspace: Workspace, names: list[str]) -> list[str]:
     """The models that gates are put to: the adapters and releases, or where there are none every model but the first."""
-    return [name for name in names[1:] if adapters_of(workspace, name) or release_of(workspace, name)] or names[1:]
+    from rag.eval.modes import split_mode
+
+    models = {name: split_mode(name)[0] for name in names[1:]}
+    return [name for name, model in models.items() if adapters_of(workspace, model) or release_of(workspace, model)] or names[1:]
 
 
 def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
     """What decides the answers, and so names the run's folder."""
+    from rag.eval.modes import split_mode
     from rag.prompts import PROMPT_VERSION
 
     identity: dict[str, object] = {
         "questions": digest_of_file(path),
         "models": plan.names,
-        "calibrations": [_calibration_digest(workspace, name) for name in plan.asked],
+        "calibrations": [_calibration_digest(workspace, split_mode(name)[0]) for name in plan.asked],
         "agent": workspace.config.agent.model_dump(),
         "retrieval": workspace.config.retrieval.model_dump(),
         "prompt_version": PROMPT_VERSION,
@@ -217,33 +228,14 @@ def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever
     return identity
 
 
-def _ask(workspace: Workspace, plan: Plan, retriever: Retriever, folder: Path) -> tuple[dict[str, list[Trace]], dict[str, Model], dict[str, str]]:
-    """(traces by model, the models that were asked, what the engine serves); the engine runs only where a model needs it."""
-    from contextlib import nullcontext
+def _entailment(workspace: Workspace) -> Entailment | None:
+    """The configured NLI model."""
+    if not workspace.config.evaluate.nli:
+        return None
+    from rag.eval.entailment import Entailment
+    from understudy.models import model_path
 
-    from rag.eval.run import evaluate_models
-    from serve.command import engine_for
-
-    async def run(tools: dict[str, Tools]) -> dict[str, list[Trace]]:
-        try:
-            asked = {name: _runner(of_model) for name, of_model in tools.items()}
-            return await evaluate_models(plan.questions, asked, folder, workspace.config.evaluate.concurrency, show_progress)
-        finally:
-            for of_model in tools.values():
-                await of_model.__aexit__()
-
-    is_needed = any(needs_engine(workspace, name) for name in plan.asked)
-    with engine_for(workspace, report) if is_needed else nullcontext() as engine:
-        models = {name: resolve_steps(workspace, name, engine) for name in plan.asked}
-        traces = asyncio.run(run({name: tools_for(workspace, model, retriever) for name, model in models.items()}))
-        served = {"base": engine.base, "base_digest": engine.base_digest} if engine else {}
-    return {**traces, **plan.recorded}, {name: of_name.answer for name, of_name in models.items()}, served
-
-
-def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:
-    from rag.agent import run_agent
-
-    return lambda question: run_agent(question.question, tools, {"question_id": question.id})
+    return Entailment(model_path(workspace, workspace.config.evaluate.nli))
 
 
 def _calibration_digest(workspace: Workspace, name: str) -> str | None:
@@ -251,33 +243,3 @@ def _calibration_digest(workspace: Workspace, name: str) -> str | None:
 
     path = calibration_folder(workspace, name) / FILE
     return digest_of_file(path) if path.exists() else None
-
-
-def table_lines(result: dict[str, Any]) -> list[str]:
-    """Models side by side: each metric with its difference and interval where one was computed."""
-    models = result["models"]
-    shown = [name for name in models[0]["metrics"] if any(model["metrics"][name] is not None for model in models)]
-    pairs = {(pair["b"], pair["metric"]): pair for pair in result["pairs"]}
-    header = f"{'metric':24}" + "".join(f"{model['name'][:28]:>30}" for model in models) + "   difference [95 %]"
-    lines = [header, "─" * len(header)]
-    for metric in shown:
-        cells = "".join(f"{_number(model['metrics'][metric]):>30}" for model in models)
-        pair = pairs.get((models[-1]["name"], metric)) if len(models) == 2 else None
-        interval = f"   {pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]" if pair and pair["low"] is not None else ""
-        lines.append(f"{metric:24}{cells}{interval}")
-    return lines
-
-
-def gate_lines(result: dict[str, Any]) -> list[str]:
-    """A line for every gate: outcome, difference with its interval, and how many more questions would tell."""
-    lines = []
-    for gate in result["gates"]:
-        limit = f"min gain {gate['min_gain']:g}" if "min_gain" in gate else f"max loss {gate['max_loss']:g}"
-        found = "not measured" if gate["low"] is None else f"{gate['difference']:+.3f} [{gate['low']:+.3f}, {gate['high']:+.3f}]"
-        more = f", about {gate['more_questions']} more questions would tell" if gate["more_questions"] else ""
-        lines.append(f"gate {gate['status']:9} {gate['model']} against {gate['against']}, {gate['metric']} ({limit}): {found}{more}")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
