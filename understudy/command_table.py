@@ -27,6 +27,8 @@ MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: 
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
 QUESTIONS = arg("--questions", required=True, metavar="FILE", help="question file (JSONL)")
+RUN = arg("name", nargs="?", metavar="RUN", help="a folder in reports/, or the beginning of its name; default: the newest evaluation")
+TWO_MODELS = arg("--models", metavar="A,B", help="two models of the run; default: its first two")
 FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
     arg("--model", help="a resolved name, or an adapter's name for all its digests"),
@@ -274,6 +276,24 @@ COMMANDS = [
         "two evaluations against each other, question by question",
         "evaluating:compare",
         [arg("a", metavar="A.json", help="the report.json of one run"), arg("b", metavar="B.json", help="of the other")],
+    ),
+    Command(
+        "evaluate review",
+        "people compare blind answers on a local page, by keyboard; their agreement with the metrics",
+        "reviewing:review",
+        [
+            RUN,
+            TWO_MODELS,
+            arg("--pairs", type=int, default=50, metavar="N", help="questions to look at, drawn from those answered differently; default: 50"),
+            arg("--seed", type=int, default=0, help="of the draw and of which answer stands first; default: 0"),
+            arg("--port", type=int, default=0, help="on 127.0.0.1; default: a free one"),
+        ],
+    ),
+    Command(
+        "evaluate judge",
+        "a model compares the answers, in both orders; resumable",
+        "reviewing:judge",
+        [RUN, arg("--model", required=True, metavar="NAME", help="the judge: a configured remote, base or an adapter"), TWO_MODELS],
     ),
     Command("evaluate history", "every evaluation over time, with plots", "evaluating:history"),
     Command(

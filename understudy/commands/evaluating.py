@@ -44,6 +44,7 @@ class Plan:
 
 def evaluate(args: Namespace) -> Outcome:
     """Compare models on questions; exit 3 where a configured gate fails, and with --gate where any does not pass."""
+    from rag.eval.opinions import add_opinions
     from rag.eval.provenance import machine_facts, package_versions
     from rag.eval.report import build_report
     from rag.eval.run import open_run
@@ -58,7 +59,7 @@ def evaluate(args: Namespace) -> Outcome:
     identity = _identity(workspace, path, plan, retriever)
     folder = open_run(workspace.reports, identity)
     traces, models, served = _ask(workspace, plan, retriever, folder)
-    result = build_report(
+    build_report(
         plan.questions,
         {name: traces[name] for name in plan.names},
         retriever.chunks,
@@ -76,6 +77,7 @@ def evaluate(args: Namespace) -> Outcome:
         leaks=plan.leaks,
         notes=plan.notes,
     )
+    result = add_opinions(folder)
     lines = [*table_lines(result), *(gate_lines(result) if settings.gates else []), *plan.notes, result["verdict"], f"report: {folder / 'report.html'}"]
     return Outcome(result, lines, exit_code([gate["status"] for gate in result["gates"]], bool(settings.gates), args.gate))
 
