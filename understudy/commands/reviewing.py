@@ -105,6 +105,7 @@ def _serve(chosen: Review, port: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # whoever is quicker than the server waits
     except OSError as error:
         raise EngineError(f"cannot listen on port {port}: {error.strerror}", "choose another with --port, or leave it out") from error
     own = listener.getsockname()[1]
