@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rag.eval.metrics import METRICS
-from rag.eval.resampling import detectable_sds
 from rag.eval.stats import Draws
 from understudy.config import Gate
 from understudy.errors import UsageError
@@ -64,8 +63,8 @@ def _judge(draws: Draws, metric: str, gate: Gate, name: str) -> GateResult:
     difference = sign * found.value
     is_reached = low > limit if rule == "min_gain" else low >= limit  # a gain is more than its limit, a loss may equal it
     status: Literal["pass", "fail", "undecided"] = "pass" if is_reached else "fail" if high < limit else "undecided"
-    detectable = detectable_sds(gate.confidence) * draws.spread(gate.against, name, metric)
-    more = questions_needed(difference - limit, detectable, n) if status == "undecided" else None
+    detectable = draws.precision(gate.against, name, metric).detectable(gate.confidence)
+    more = questions_needed(difference - limit, detectable, n) if status == "undecided" and detectable is not None else None
     return GateResult(metric, name, gate.against, rule, limit, gate.confidence, difference, low, high, n, status, more)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rag.eval.charts import plot_history
 from rag.eval.compare import read_report
 from rag.eval.metrics import METRICS
+from rag.eval.modes import without_digest
 from rag.eval.page import HERE, templates
 from understudy.files import write_text
 
@@ -55,7 +56,7 @@ def series(runs: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[floa
             if value is not None:
                 low, high = model["intervals"].get(metric, (None, None))
                 point = (run["finished_at"], value, value if low is None else low, value if high is None else high)
-                found.setdefault(model["name"].partition("@")[0], []).append(point)
+                found.setdefault(without_digest(model["name"]), []).append(point)
     return found
 
 

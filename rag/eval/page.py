@@ -126,7 +126,7 @@ def _groups() -> list[tuple[str, list[str]]]:
 
 def _caution(statistics: Statistics) -> str:
     """What the reader of the intervals must know."""
-    if statistics.resampled == "questions only":
+    if statistics.resampled == "questions alone":
         return "Too few documents to resample them: the intervals say nothing about other documents."
     small = [pair for pair in statistics.comparisons if pair.is_too_small]
     if small:

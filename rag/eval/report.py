@@ -65,7 +65,7 @@ def build_report(
         "seed": seed,
         "resampled": statistics.resampled,
         "clusters": statistics.clusters,
-        "interval": "percentile, 95 %",
+        "interval": "Student's t on the bootstrap's standard error, 95 %",
         "correction": "Holm, over the pairs of the verdict's metrics, and over all others",
     }
     report: dict[str, Any] = {

@@ -31,7 +31,7 @@ class Plan:
     """What an evaluation asks of whom."""
 
     questions: list[Question]
-    names: list[str]  # resolved, the baseline first
+    names: list[str]  # resolved, with their modes (rag.eval.modes), the baseline first
     recorded: dict[str, list[Trace]]  # answers of models that are not asked
     leaks: list[Leak]
     notes: list[str]
@@ -123,13 +123,15 @@ def history(args: Namespace) -> Outcome:
 def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: Retriever) -> Plan:
     """Resolve the models and leave out what they have seen; raises UsageError where nothing is left to compare."""
     from rag.eval.gates import check_gates
+    from rag.eval.modes import in_mode, split_mode
     from rag.eval.questions import read_questions
+    from rag.eval.recorded_answers import TEACHER
 
     questions = [question for question in read_questions(path) if question.has_answer_key]
     if not questions:
         raise UsageError(f"{path} has no question with an answer", "give `answer` (null where the documents do not answer)")
-    given = models.split(",") if models else ["base", default_model(workspace)]
-    names = [name if name == "teacher" else resolve_name(workspace, name) for name in given]
+    given = [split_mode(spec) for spec in models.split(",")] if models else [split_mode("base"), split_mode(default_model(workspace))]
+    names = [in_mode(name if name == TEACHER else resolve_name(workspace, name), mode) for name, mode in given]
     if len(set(names)) < len(names):
         raise UsageError(f"nothing to compare: {', '.join(names)}", "train an adapter first, or name two different models with --models")
     check_gates(workspace.config.evaluate.gates, names)
@@ -141,11 +143,12 @@ def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: R
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
     """(questions that are new to every adapter, the others, what to say of it), as evaluate.leaks has it; raises UsageError where it refuses."""
     from rag.eval.leaks import find_leaks, spoken, trained_questions
+    from rag.eval.modes import split_mode
 
     policy = workspace.config.evaluate.leaks
     leaks: list[Leak] = []
     notes = []
-    for name in names:
+    for name in dict.fromkeys(split_mode(name)[0] for name in names):
         if not is_adapter(workspace, name):
             continue
         manifest = find_adapter(workspace, name)[0]
@@ -191,17 +194,20 @@ def is_adapter(workspace: Workspace, name: str) -> bool:
 
 def candidates(workspace: Workspace, names: list[str]) -> list[str]:
     """The models that gates are put to: the adapters, or where there are none every model but the first."""
-    return [name for name in names[1:] if is_adapter(workspace, name)] or names[1:]
+    from rag.eval.modes import split_mode
+
+    return [name for name in names[1:] if is_adapter(workspace, split_mode(name)[0])] or names[1:]
 
 
 def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
     """What decides the answers, and so names the run's folder."""
+    from rag.eval.modes import split_mode
     from rag.prompts import PROMPT_VERSION
 
     identity: dict[str, object] = {
         "questions": digest_of_file(path),
         "models": plan.names,
-        "calibrations": [_calibration_digest(workspace, name) for name in plan.asked],
+        "calibrations": [_calibration_digest(workspace, split_mode(name)[0]) for name in plan.asked],
         "agent": workspace.config.agent.model_dump(),
         "retrieval": workspace.config.retrieval.model_dump(),
         "prompt_version": PROMPT_VERSION,

@@ -102,7 +102,7 @@ def test_json_has_the_contracts_keys(tmp_path: Path, questions, traces, corpus) 
         values = [model["metrics"][pair["metric"]] for model in report["models"]]
         assert pair["difference"] is None if None in values else pair["difference"] == pytest.approx(values[1] - values[0], abs=2e-6)
     assert {pair["metric"] for pair in report["pairs"]} >= METRICS
-    assert report["provenance"]["bootstrap"]["resampled"] == "documents, then questions inside"
+    assert report["provenance"]["bootstrap"]["resampled"] == "documents"
 
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path, questions, traces, corpus) -> None:
