@@ -11,7 +11,7 @@ import numpy as np
 from rag.eval.contest import PREFERENCES, Contest
 from rag.eval.estimators import Estimator, Numbers, mean, ratio
 from rag.eval.labels import Choice
-from rag.eval.resampling import Interval, bootstrap, make_interval
+from rag.eval.resampling import bootstrap, drawn_units, measure
 
 CHOICES: tuple[Choice, ...] = ("a", "tie", "b")
 RESAMPLES = 2_000
@@ -45,7 +45,7 @@ def kappa_estimator(first: Sequence[Choice | None], second: Sequence[Choice | No
 def agreement(first: Sequence[Choice | None], second: Sequence[Choice | None], clusters: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """{n, observed, kappa, low, high}: the share of equal ratings, and kappa with its 95 % interval, by the paired cluster bootstrap."""
     both = [(one, other) for one, other in zip(first, second, strict=True) if one and other]
-    found = _interval(kappa_estimator(first, second), clusters, seed)
+    found = _interval(kappa_estimator(first, second), clusters, [bool(one and other) for one, other in zip(first, second, strict=True)], seed)
     observed = sum(one == other for one, other in both) / len(both) if both else None
     return {"n": len(both), "observed": _rounded(observed), "kappa": found["value"], "low": found["low"], "high": found["high"]}
 
@@ -61,19 +61,21 @@ def summarise(contest: Contest, choices: Sequence[Choice | None], others: Mappin
         "b": contest.b,
         "n": sum(choice is not None for choice in choices),
         "counts": {choice: sum(given == choice for given in choices) for choice in CHOICES},
-        "preference": _interval(mean(np.array([WORTH[choice] for choice in choices])), contest.clusters, seed),
+        "preference": _interval(mean(np.array([WORTH[choice] for choice in choices])), contest.clusters, [choice is not None for choice in choices], seed),
         "agreement": {name: agreement(choices, of_other, contest.clusters, seed) for name, of_other in raters.items()},
     }
 
 
 def share(flags: Sequence[bool | None], clusters: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """{value, low, high} of how often a flag is set; None is left out."""
-    return _interval(mean(np.array([np.nan if flag is None else float(flag) for flag in flags])), clusters, seed)
+    return _interval(mean(np.array([np.nan if flag is None else float(flag) for flag in flags])), clusters, [flag is not None for flag in flags], seed)
 
 
-def _interval(estimate: Estimator, clusters: Sequence[str], seed: int) -> dict[str, Any]:
+def _interval(estimate: Estimator, clusters: Sequence[str], rated: Sequence[bool], seed: int) -> dict[str, Any]:
+    """{value, low, high} of what lies between −1 and 1; `rated` says which items it is about."""
     value = float(estimate(np.ones((1, len(clusters))))[0])
-    found = make_interval(value, bootstrap([estimate], clusters, RESAMPLES, seed)[0]) if not np.isnan(value) else Interval(None, None, None)
+    units = [unit for unit, is_rated in zip(drawn_units(clusters), rated, strict=True) if is_rated]
+    found = measure(bootstrap([estimate], clusters, RESAMPLES, seed)[0], units).interval(value, bounds=(-1.0, 1.0))
     return {key: _rounded(of_key) for key, of_key in asdict(found).items()}
 
 

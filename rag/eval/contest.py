@@ -11,6 +11,7 @@ from rag.eval.evidence import locate_shown, shown_chunks
 from rag.eval.explorer import CHANGED, Mark, QuoteView, mark_text, quality
 from rag.eval.labels import Choice
 from rag.eval.metrics import Row
+from rag.eval.modes import without_digest
 from rag.eval.recorded_answers import TEACHER
 from rag.eval.run import load_traces, traces_file
 from understudy.digests import digest_of
@@ -118,7 +119,7 @@ def view_pair(pair: Sequence[Trace], chunks: Mapping[str, Chunk]) -> tuple[list[
 
 def _named(name: str, known: Sequence[str]) -> str:
     """A model of the run by its name, or an adapter by its name without the digest."""
-    found = [full for full in known if name in (full, full.partition("@")[0])]
+    found = [full for full in known if name in (full, without_digest(full))]
     if len(found) != 1:
         raise UsageError(f"{name} is not one model of this run", f"it measured {', '.join(known)}")
     return found[0]
