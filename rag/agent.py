@@ -27,7 +27,6 @@ from rag.aggregate import contexts
 from rag.citations import locate
 from rag.events import Emit, Event, StepStarted, ignore, stream
 from rag.prompts import Answer
-from rag.retrieve import document_order
 from rag.run import Attempt, BudgetSpent, Run, Teacher, Tools
 from rag.validation import first_signals, plain_score, read_verdict, signals_of, unasked_verdict
 from understudy.completions import Completion
@@ -67,7 +66,7 @@ async def retrieve(state: State) -> State:
         await asyncio.to_thread(retriever.embed, queries)  # timed apart; the search finds the vectors in the cache
     embedded = time.perf_counter() - started
     found = await asyncio.to_thread(retriever.search, queries, None, frozenset(run.seen))
-    run.passages = sorted(found, key=lambda passage: document_order(passage.chunk))
+    run.passages = retriever.in_order(found)
     run.seen |= {passage.chunk.id for passage in found}
     ids = [passage.chunk.id for passage in run.passages]
     noted: dict[str, object] = {"query": run.query, "embedding_seconds": embedded, "ranking": [passage.chunk.id for passage in found]}

@@ -13,15 +13,15 @@ from collections import Counter
 from typing import Literal
 
 from rag.index import tokenize
-from rag.retrieve import document_order
 from understudy.records import Passage
 
 Strategy = Literal["concat", "sequential", "summarise"]
 
 
 def contexts(strategy: Strategy, question: str, passages: list[Passage], max_words: int = 200) -> list[list[str]]:
-    """The passage texts of each prompt, in the order in which prompts are to be tried; `max_words` bounds a summary."""
-    in_order = [passage.chunk.text for passage in sorted(passages, key=lambda passage: document_order(passage.chunk))]
+    """The passage texts of each prompt, in the order in which prompts are to be tried; `passages` come in the order in which one prompt
+    shows them, and `max_words` bounds a summary."""
+    in_order = [passage.chunk.text for passage in passages]
     if strategy == "sequential":
         return [[passage.chunk.text] for passage in sorted(passages, key=lambda passage: passage.rank)] or [[]]
     if strategy == "summarise":

@@ -96,6 +96,10 @@ class Retriever:
             for rank, (candidate, chunk) in enumerate(chosen, 1)
         ]
 
+    def in_order(self, passages: Iterable[Passage]) -> list[Passage]:
+        """Passages in the order in which a prompt shows them."""
+        return sorted(passages, key=lambda passage: document_order(passage.chunk))
+
     def _choose(self, question: str, ranked: list[Candidate], count: int) -> list[tuple[Candidate, Chunk]]:
         """The best candidates with their chunks, re-ranked and diversified where the settings say so."""
         if self.reranker is None and self.settings.mmr is None:

@@ -3,7 +3,8 @@
 Two models answer the same made questions, right or wrong. What a question and its document add to both models, and to each alone,
 comes from a normal variable whose variance the document's share and the question's share divide (a Gaussian copula), so that the
 rates are exact. Coverage is of the difference of the two rates. Documents of equal size, and, in the lines marked so, of sizes as unequal as
-1 : 2 : … : G. Writes rag/eval/coverage.json, which the report's "too small" reads, and the tables of docs/evaluation.md; prints {bench, coverage | power, …} lines.
+1 : 2 : … : G. Writes rag/eval/coverage.json, which the report's "too small" reads, and the tables of docs/evaluation.md; prints
+{bench, coverage | power, …} lines.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ class Evaluate(Section):
         "refuse",
         description="what an adapter trained on: set-apart leaves it out and lists it; allow-documents lets new questions about seen documents take part",
     )
+    nli: str = Field("", description="a cross-encoder for NLI in models/ that also judges whether passages entail an answer's sentences; unset: none")
     gates: dict[str, Gate] = Field(default_factory=dict, description="by metric: {against, min_gain or max_loss, confidence}; a failed one is exit code 3")
 
 

@@ -42,12 +42,16 @@ def seconds_by_step(traces: Sequence[Trace]) -> dict[str, list[float]]:
 
 
 def latency_by_step(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
-    """{step: {n, p50, p95, p99}} in seconds, nearest rank; steps that never ran are left out."""
+    """{step: {n, p50, p95, p99}} in seconds, nearest rank, and {prompt_tokens, cached_tokens, completion_tokens}, means of one such step,
+    where it asks a model; steps that never ran are left out."""
     found = {}
     for step, seconds in seconds_by_step(traces).items():
         if seconds:
             ranks = np.percentile(seconds, [50, 95, 99], method="inverted_cdf")
             found[step] = {"n": len(seconds), **{f"p{share}": round(float(rank), 4) for share, rank in zip((50, 95, 99), ranks, strict=True)}}
+            done = [one for trace in traces for one in trace.steps if one.name == step and step != "retrieve"]
+            for count in ("prompt_tokens", "cached_tokens", "completion_tokens") if done else ():
+                found[step][count] = round(float(np.mean([getattr(one.usage, count) for one in done])), 1)
     return found
 
 

@@ -31,6 +31,7 @@ QUANTILES = {
     "latency_p95": ("seconds", 0.95),
     "latency_p99": ("seconds", 0.99),
     "first_token_p50": ("first_token_seconds", 0.5),
+    "first_token_p95": ("first_token_seconds", 0.95),
 }
 RIGHT_F1 = 0.5  # token-F1 from which on an answer counts as right, for the validator's AUROC
 ANSWER_KEYS = (
@@ -59,6 +60,7 @@ METRICS: dict[str, Metric] = {
     "rouge_l": Metric("ROUGE-L", "Answers", "longest common run of words with the expert's answer, gaps allowed"),
     "semantic_similarity": Metric("Semantic similarity", "Answers", "how near its meaning is to the expert's answer: cosine by the workspace's embedder"),
     "unsupported_rate": Metric("Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"),
+    "unsupported_rate_nli": Metric("… by NLI", "Answers", "answer sentences that no passage entails, by evaluate.nli", "lower", weight="nli_sentences"),
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),
     "citation_recall": Metric("Citation recall", "Citations", "expert's quotes that the answer cites verbatim"),
     "abstention_accuracy": Metric("Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True),
@@ -76,6 +78,8 @@ METRICS: dict[str, Metric] = {
     "latency_p95": Metric("Latency, 95th percentile", "Cost", "seconds of a whole run", "lower", "seconds"),
     "latency_p99": Metric("Latency, 99th percentile", "Cost", "seconds of a whole run", "lower", "seconds"),
     "first_token_p50": Metric("First token, median", "Cost", "seconds until the answer begins, where it is streamed", "lower", "seconds"),
+    "first_token_p95": Metric("First token, 95th percentile", "Cost", "seconds until the answer begins, where it is streamed", "lower", "seconds"),
+    "tokens_per_second": Metric("Tokens per second", "Cost", "completion tokens ÷ seconds of one run's model steps", unit="count", weight="model_seconds"),
     "model_steps": Metric("Model steps", "Cost", "steps that asked the model, mean of a run; a round of the whole graph has three", "lower", "count"),
     "escalation_rate": Metric("Escalated", "Cost", "runs that a teacher answered or would have: scored below agent.escalate_below", "lower", is_binary=True),
     "prompt_tokens": Metric("Prompt tokens", "Cost", "mean of a run", "lower", "tokens"),
@@ -113,6 +117,7 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
     readable = sum(parse_score(step.text) is not None for step in validations)
     prompt_tokens = sum(step.usage.prompt_tokens for step in trace.steps)
     completion_tokens = sum(step.usage.completion_tokens for step in trace.steps)
+    model_seconds = sum(step.seconds for step in trace.steps if step.name != "retrieve")
     was_run = bool(trace.steps) and trace.source == "model"  # what was imported has neither our clock nor our counts
     row |= {
         "complete": float(trace.complete),
@@ -120,6 +125,8 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
         "validations": float(len(validations)),
         "seconds": sum(step.seconds for step in trace.steps) if was_run else None,
         "first_token_seconds": _first_token_seconds(trace) if was_run else None,
+        "model_seconds": model_seconds if was_run else None,
+        "tokens_per_second": completion_tokens / model_seconds if was_run and model_seconds > 0 else None,
         "model_steps": float(sum(step.name != "retrieve" for step in trace.steps)) if was_run else None,
         "escalation_rate": float(bool(trace.metadata.get("escalated") or trace.metadata.get("low_score"))) if was_run and trace.complete else None,
         "prompt_tokens": float(prompt_tokens) if was_run else None,
@@ -197,7 +204,8 @@ def _answer_scores(trace: Trace, question: Question) -> Row:
 
 
 def _evidence_scores(trace: Trace, question: Question, chunks: dict[str, Chunk]) -> Row:
-    """Citation, retrieval and support metrics."""
+    """Citation, retrieval and support metrics; the last two of runs that were given passages, in any mode but closed-book."""
+    has_passages = trace.metadata.get("mode") != "closed-book"
     shown = shown_chunks(trace, chunks)
     gold = locate_gold(question, shown, chunks) if question.answerable or not question.has_answer_key else []
     emitted = [locate_shown(quote, shown) for quote in (trace.quotes if trace.complete else [])]
@@ -207,8 +215,8 @@ def _evidence_scores(trace: Trace, question: Question, chunks: dict[str, Chunk])
         right = sum(any(quote.overlaps(wanted) for wanted in gold) for quote in verbatim)
         row["citation_precision"] = right / len(emitted) if emitted else 0.0
         row["citation_recall"] = sum(any(wanted.overlaps(quote) for quote in verbatim) for wanted in gold) / len(gold)
-        row |= _retrieval_scores(trace, gold, chunks)
-    unsupported, sentences = unsupported_sentences(trace.answer, shown) if trace.complete and not trace.abstained else (0, 0)
+        row |= _retrieval_scores(trace, gold, chunks) if has_passages else {}
+    unsupported, sentences = unsupported_sentences(trace.answer, shown) if has_passages and trace.complete and not trace.abstained else (0, 0)
     row["sentences"] = float(sentences)
     row["unsupported_rate"] = unsupported / sentences if sentences else None
     return row

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rag.eval.breakdown import break_down, latency_by_step
+from rag.eval.entailment import Entailment, add_entailment
 from rag.eval.evidence import Corpus
 from rag.eval.gates import GateResult, judge, state_gates
 from rag.eval.leaks import Leak
 from rag.eval.metrics import Row, aggregate, score_trace
 from rag.eval.page import render_html
+from rag.eval.robustness import Asked, summarise
 from rag.eval.similarity import Embed, add_similarity
 from rag.eval.stats import VERDICT_METRICS, Comparison, Statistics, cluster_of, compute_statistics
 from rag.eval.wording import verdicts
@@ -38,6 +40,9 @@ def build_report(
     seed: int = 0,
     relative: Callable[[Path], str] = str,
     embed: Embed | None = None,
+    entailment: Entailment | None = None,
+    energy: Mapping[str, dict[str, Any]] | None = None,
+    robustness: Asked | None = None,
     gates: Mapping[str, Gate] | None = None,
     candidates: Sequence[str] | None = None,
     leaks: Sequence[Leak] = (),
@@ -46,7 +51,8 @@ def build_report(
     """Score the traces (by model, in the order of the questions, the baseline first), write the reports and return the JSON.
 
     `chunks` holds the corpus that the passages came from, `prices` money per million prompt and completion tokens; `relative` shows a
-    path as it is stored; `embed` measures semantic similarity. `gates` are put to the `candidates`, all but the first by default;
+    path as it is stored; `embed` measures semantic similarity, `entailment` support by NLI; `energy` is by model, `robustness` what was asked
+    under other conditions. `gates` are put to the `candidates`, all but the first by default;
     without gates each of them has to beat the first in the verdict's metrics. `leaks` are questions that take no part, or notable ones
     that do; `notes` what else the reader must know. The same input gives the same bytes.
     """
@@ -58,6 +64,9 @@ def build_report(
     if embed is not None:
         for name, of_model in traces.items():
             add_similarity(rows[name], of_model, questions, embed)
+    if entailment is not None:
+        for name, of_model in traces.items():
+            add_entailment(rows[name], of_model, chunks, entailment)
     statistics = compute_statistics(rows, [cluster_of(question) for question in questions], resamples, seed)
     baseline, *rivals = rows
     judged = judge(statistics.draws, gates or dict.fromkeys(VERDICT_METRICS, Gate(against=baseline, min_gain=0.0)), candidates or rivals)
@@ -72,7 +81,7 @@ def build_report(
     }
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "models": [_model_json(name, rows[name], traces[name], statistics) for name in rows],
+        "models": [{**_model_json(name, rows[name], traces[name], statistics), "energy": (energy or {}).get(name)} for name in rows],
         "k": k,
         "concurrency": concurrency,
         "questions": len(questions),
@@ -81,6 +90,7 @@ def build_report(
         "gates": [result.as_json() for result in judged],
         "verdict": " ".join(sentence for sentence, _ in stated),
         "breakdown": break_down(questions, rows),
+        "robustness": summarise(robustness, questions, rows, chunks, resamples, seed) if robustness else None,
         "leaks": [asdict(leak) for leak in leaks],
         "notes": list(notes),
         "report": relative(folder / "report.html"),

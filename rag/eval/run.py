@@ -50,6 +50,7 @@ async def evaluate_models(
     folder: Path,
     concurrency: int,
     progress: Callable[[str, int], Progress] = show_progress,
+    label: str = "evaluate",
 ) -> dict[str, list[Trace]]:
     """Each model's traces in the order of the questions, models one after the other, so that none slows another down.
 
@@ -64,7 +65,7 @@ async def evaluate_models(
             failed = [question for question in questions if question.id in done and not done[question.id].complete]
             new = [question for question in questions if question.id not in done]
             if new:
-                with progress(f"evaluate {name}", len(questions)) as bar, path.open("ab") as file:
+                with progress(f"{label} {name}", len(questions)) as bar, path.open("ab") as file:
                     bar.advance(len(questions) - len(new) - len(failed))
                     first = min(FIRST_FAILURES, len(questions))
                     done |= await _ask_all(name, runner, new + failed, file, concurrency, bar, first)

@@ -189,10 +189,12 @@ def test_warm_queries_are_not_embedded_again_until_the_generation_changes(corpus
 
 
 def test_contexts_are_verbatim_whatever_the_strategy(corpus: Workspace) -> None:
-    passages = open_retriever(corpus).search(QUERIES[:1], 4)
+    retriever = open_retriever(corpus)
+    found = retriever.search(QUERIES[:1], 4)
+    passages = retriever.in_order(found)
     (whole,) = contexts("concat", QUERIES[0], passages)
-    assert whole == texts(sorted(passages, key=lambda passage: passage.chunk.start))
-    assert contexts("sequential", QUERIES[0], passages) == [[text] for text in texts(passages)]
+    assert whole == texts(sorted(found, key=lambda passage: passage.chunk.start))
+    assert contexts("sequential", QUERIES[0], passages) == [[text] for text in texts(found)]
     (summary,) = contexts("summarise", QUERIES[0], passages, max_words=60)
     sentences = [sentence for text in summary for sentence in text.replace("? ", ". ").split(". ")]
     assert summary and sum(len(text.split()) for text in summary) <= 60

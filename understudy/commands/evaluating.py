@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from understudy.adapters import find_adapter
-from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
+from understudy.commands import Outcome, workspace_of
+from understudy.commands.evaluation_lines import gate_lines, robustness_lines, table_lines
+from understudy.commands.evaluation_run import Plan, ask_models
+from understudy.commands.wiring import calibration_folder, default_model, resolve_name
 from understudy.config import require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
-from understudy.progress import show_progress
 from understudy.records import Question, Trace
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
-    from rag.agent import Tools
+    from rag.eval.entailment import Entailment
     from rag.eval.leaks import Leak
     from rag.retrieve import Retriever
-    from understudy.client import Model
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an evaluation asks of whom."""
-
-    questions: list[Question]
-    names: list[str]  # resolved, with their modes (rag.eval.modes), the baseline first
-    recorded: dict[str, list[Trace]]  # answers of models that are not asked
-    leaks: list[Leak]
-    notes: list[str]
-
-    @property
-    def asked(self) -> list[str]:
-        """The models that are asked."""
-        return [name for name in self.names if name not in self.recorded]
 
 
 def evaluate(args: Namespace) -> Outcome:
@@ -54,31 +36,38 @@ def evaluate(args: Namespace) -> Outcome:
         raise UsageError("evaluate needs questions", "name a question file with --questions")
     workspace = workspace_of(args)
     settings, path = workspace.config.evaluate, require_file(Path(args.questions))
+    entailment = _entailment(workspace)
     retriever = open_retriever(workspace)
     plan = make_plan(workspace, path, args.models, retriever)
+    if args.robustness is not None:
+        plan = with_variants(workspace, plan, retriever, args.robustness, args.paraphrases)
     identity = _identity(workspace, path, plan, retriever)
     folder = open_run(workspace.reports, identity)
-    traces, models, served = _ask(workspace, plan, retriever, folder)
+    found = ask_models(workspace, plan, retriever, folder)
     build_report(
         plan.questions,
-        {name: traces[name] for name in plan.names},
+        {name: found.traces[name] for name in plan.names},
         retriever.chunks,
         folder,
         k=workspace.config.retrieval.k,
         concurrency=settings.concurrency,
-        provenance={**identity, "served": served, "machine": machine_facts(), "packages": package_versions()},
-        prices={name: (model.price_in, model.price_out) for name, model in models.items()},
+        provenance={**identity, "served": found.served, "nli": settings.nli, "machine": machine_facts(), "packages": package_versions()},
+        prices=found.prices,
         resamples=settings.resamples,
         seed=settings.seed,
         relative=workspace.relative,
         embed=retriever.embed,
+        entailment=entailment,
+        energy=found.energy,
+        robustness=found.robustness,
         gates=settings.gates,
         candidates=candidates(workspace, plan.names),
         leaks=plan.leaks,
         notes=plan.notes,
     )
     result = add_opinions(folder)
-    lines = [*table_lines(result), *(gate_lines(result) if settings.gates else []), *plan.notes, result["verdict"], f"report: {folder / 'report.html'}"]
+    lines = [*table_lines(result), *robustness_lines(result["robustness"]), *(gate_lines(result) if settings.gates else []), *plan.notes]
+    lines += [result["verdict"], f"report: {folder / 'report.html'}"]
     return Outcome(result, lines, exit_code([gate["status"] for gate in result["gates"]], bool(settings.gates), args.gate))
 
 
@@ -137,7 +126,22 @@ def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: R
     check_gates(workspace.config.evaluate.gates, names)
     questions, leaks, notes = guard(workspace, questions, names, retriever)
     recorded = recorded_models(workspace, questions, names)
-    return Plan(questions, names, recorded, leaks, notes)
+    return Plan(questions, names, recorded, leaks, notes, [])
+
+
+def with_variants(workspace: Workspace, plan: Plan, retriever: Retriever, limit: int, paraphrases: str | None) -> Plan:
+    """The plan with its questions under other conditions, of `limit` questions (0: all); raises UsageError where none can be put so."""
+    from rag.eval.questions import read_questions
+    from rag.eval.variants import make_variants
+
+    reworded = {question.id: question.question for question in read_questions(require_file(Path(paraphrases)))} if paraphrases else {}
+    variants, left_out = make_variants(plan.questions, retriever, workspace.config.evaluate.seed, limit or None, reworded)
+    if not variants:
+        raise UsageError(
+            "no question can be put under the conditions of --robustness",
+            "give questions with quotes that stand whole in a passage, over a corpus with a dozen other passages, or leave the option out",
+        )
+    return replace(plan, variants=variants, left_out=left_out)
 
 
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
@@ -218,33 +222,14 @@ def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever
     return identity
 
 
-def _ask(workspace: Workspace, plan: Plan, retriever: Retriever, folder: Path) -> tuple[dict[str, list[Trace]], dict[str, Model], dict[str, str]]:
-    """(traces by model, the models that were asked, what the engine serves); the engine runs only where a model needs it."""
-    from contextlib import nullcontext
+def _entailment(workspace: Workspace) -> Entailment | None:
+    """The configured NLI model."""
+    if not workspace.config.evaluate.nli:
+        return None
+    from rag.eval.entailment import Entailment
+    from understudy.models import model_path
 
-    from rag.eval.run import evaluate_models
-    from serve.command import engine_for
-
-    async def run(tools: dict[str, Tools]) -> dict[str, list[Trace]]:
-        try:
-            asked = {name: _runner(of_model) for name, of_model in tools.items()}
-            return await evaluate_models(plan.questions, asked, folder, workspace.config.evaluate.concurrency, show_progress)
-        finally:
-            for of_model in tools.values():
-                await of_model.client.__aexit__()
-
-    needs_engine = any(name not in workspace.config.remotes for name in plan.asked)
-    with engine_for(workspace, report) if needs_engine else nullcontext() as engine:
-        models: dict[str, Model] = {name: resolve(workspace, name, engine) for name in plan.asked}
-        traces = asyncio.run(run({name: tools_for(workspace, model, retriever) for name, model in models.items()}))
-        served = {"base": engine.base, "base_digest": engine.base_digest} if engine else {}
-    return {**traces, **plan.recorded}, models, served
-
-
-def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:
-    from rag.agent import run_agent
-
-    return lambda question: run_agent(question.question, tools, {"question_id": question.id})
+    return Entailment(model_path(workspace, workspace.config.evaluate.nli))
 
 
 def _calibration_digest(workspace: Workspace, name: str) -> str | None:
@@ -252,33 +237,3 @@ def _calibration_digest(workspace: Workspace, name: str) -> str | None:
 
     path = calibration_folder(workspace, name) / FILE
     return digest_of_file(path) if path.exists() else None
-
-
-def table_lines(result: dict[str, Any]) -> list[str]:
-    """Models side by side: each metric with its difference and interval where one was computed."""
-    models = result["models"]
-    shown = [name for name in models[0]["metrics"] if any(model["metrics"][name] is not None for model in models)]
-    pairs = {(pair["b"], pair["metric"]): pair for pair in result["pairs"]}
-    header = f"{'metric':24}" + "".join(f"{model['name'][:28]:>30}" for model in models) + "   difference [95 %]"
-    lines = [header, "─" * len(header)]
-    for metric in shown:
-        cells = "".join(f"{_number(model['metrics'][metric]):>30}" for model in models)
-        pair = pairs.get((models[-1]["name"], metric)) if len(models) == 2 else None
-        interval = f"   {pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]" if pair and pair["low"] is not None else ""
-        lines.append(f"{metric:24}{cells}{interval}")
-    return lines
-
-
-def gate_lines(result: dict[str, Any]) -> list[str]:
-    """A line for every gate: outcome, difference with its interval, and how many more questions would tell."""
-    lines = []
-    for gate in result["gates"]:
-        limit = f"min gain {gate['min_gain']:g}" if "min_gain" in gate else f"max loss {gate['max_loss']:g}"
-        found = "not measured" if gate["low"] is None else f"{gate['difference']:+.3f} [{gate['low']:+.3f}, {gate['high']:+.3f}]"
-        more = f", about {gate['more_questions']} more questions would tell" if gate["more_questions"] else ""
-        lines.append(f"gate {gate['status']:9} {gate['model']} against {gate['against']}, {gate['metric']} ({limit}): {found}{more}")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -23,7 +23,7 @@ from understudy.config import Gate
 from understudy.records import Question, Trace
 
 KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
-KEYS |= {"report", "provenance"}
+KEYS |= {"report", "provenance", "robustness"}
 METRICS = {
     *("token_f1", "gold_recall", "exact_match", "citation_precision", "citation_recall", "abstention_accuracy", "false_abstention_rate"),
     *("unsupported_rate", "valid_score_rate", "validator_auroc", "recall_at_k", "latency_p50", "latency_p95"),
