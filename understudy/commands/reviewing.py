@@ -47,6 +47,7 @@ def judge(args: Namespace) -> Outcome:
     """Let a model compare every pair, in both orders."""
     from rag.eval.contest import find_run, open_contest, read_answers
     from rag.eval.judge import ask_judge, summarise_judge
+    from rag.eval.modes import split_mode
     from rag.eval.opinions import add_opinions
     from serve.command import engine_for
     from understudy.commands.wiring import resolve, resolve_name
@@ -54,7 +55,7 @@ def judge(args: Namespace) -> Outcome:
     workspace = workspace_of(args)
     contest = open_contest(find_run(workspace.reports, args.name), _two(args.models))
     name = resolve_name(workspace, args.model)
-    if name in (contest.a, contest.b):
+    if name in (split_mode(contest.a)[0], split_mode(contest.b)[0]):
         raise UsageError(f"{name} would judge its own answers", "name another model with --model")
     pairs = read_answers(contest, _recorded(workspace, contest))
     chunks = _chunks(workspace, pairs)
