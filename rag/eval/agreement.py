@@ -68,14 +68,16 @@ def summarise(contest: Contest, choices: Sequence[Choice | None], others: Mappin
 
 def share(flags: Sequence[bool | None], clusters: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """{value, low, high} of how often a flag is set; None is left out."""
-    return _interval(mean(np.array([np.nan if flag is None else float(flag) for flag in flags])), clusters, [flag is not None for flag in flags], seed)
+    return _interval(
+        mean(np.array([np.nan if flag is None else float(flag) for flag in flags])), clusters, [flag is not None for flag in flags], seed, least=0.0
+    )
 
 
-def _interval(estimate: Estimator, clusters: Sequence[str], rated: Sequence[bool], seed: int) -> dict[str, Any]:
-    """{value, low, high} of what lies between −1 and 1; `rated` says which items it is about."""
+def _interval(estimate: Estimator, clusters: Sequence[str], rated: Sequence[bool], seed: int, least: float = -1.0) -> dict[str, Any]:
+    """{value, low, high} of what lies between `least` and 1; `rated` says which items it is about."""
     value = float(estimate(np.ones((1, len(clusters))))[0])
     units = [unit for unit, is_rated in zip(drawn_units(clusters), rated, strict=True) if is_rated]
-    found = measure(bootstrap([estimate], clusters, RESAMPLES, seed)[0], units).interval(value, bounds=(-1.0, 1.0))
+    found = measure(bootstrap([estimate], clusters, RESAMPLES, seed)[0], units).interval(value, bounds=(least, 1.0))
     return {key: _rounded(of_key) for key, of_key in asdict(found).items()}
 
 

@@ -40,7 +40,7 @@ class Contest:
     rows: tuple[list[Row], list[Row]]
 
     def preferences(self, metric: str) -> list[Choice | None]:
-        """Which answer a metric prefers; None where it is undefined for both, a tie where they differ by less than CHANGED."""
+        """Which answer a metric prefers; None where it is undefined for either, a tie where they differ by less than CHANGED."""
         return [_preference(_value(first, metric), _value(second, metric)) for first, second in zip(*self.rows, strict=True)]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -35,14 +37,20 @@ class Label(Record):
 
 
 def add_label(folder: Path, label: Label) -> None:
-    """Append a label; it is on disk when this returns. Raises StorageError."""
+    """Append a label; it is on disk when this returns. Raises StorageError, with the labels before it as they were."""
     path = folder / FILE
     line = (json.dumps(label.model_dump(), ensure_ascii=False) + "\n").encode()
     try:
-        with path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", "free space; the labels given before are kept") from error
 

@@ -26,6 +26,7 @@ from rag.eval.labels import LONGEST_NOTE, Label, add_label, labels_of
 from rag.eval.opinions import summarise_people
 from rag.eval.page import source_hash, templates
 from understudy.digests import digest_of
+from understudy.errors import StorageError
 from understudy.records import Chunk, Trace
 
 HERE = Path(__file__).parent
@@ -166,7 +167,10 @@ class _Pages:
             )
         except ValidationError:
             return _refusal(400, f"a note may have {LONGEST_NOTE:,} characters")
-        add_label(review.contest.folder, label)
+        try:
+            add_label(review.contest.folder, label)
+        except StorageError as error:
+            return _refusal(507, f"not kept: {error.message}; {error.remedy}")
         return self._next(position)
 
     async def done(self, _: Request) -> Response:

@@ -77,7 +77,7 @@ def review_lines(found: dict[str, Any]) -> list[str]:
 def judge_lines(found: dict[str, Any]) -> list[str]:
     """What a judge found, for people."""
     counts, bias = found["counts"], found["position_bias"]
-    by_place = "" if bias["value"] is None else f"; the place alone decided {100 * bias['value']:.0f} % [{100 * bias['low']:.0f}, {100 * bias['high']:.0f}]"
+    by_place = "" if bias["value"] is None else f"; the place alone decided {bias['value']:.2f}{_ends(bias)} of the pairs"
     unreadable = f", {found['unreadable']} without a verdict" if found["unreadable"] else ""
     return [
         f"{found['judge']}: {found['a']} is better {counts['a']} times, {found['b']} {counts['b']} times, {counts['tie']} ties{unreadable}{by_place}",
@@ -90,9 +90,13 @@ def _agreement_lines(found: dict[str, Any]) -> list[str]:
     lines = []
     for name, agreed in found["agreement"].items():
         if agreed["n"]:
-            kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f} [{agreed['low']:.2f}, {agreed['high']:.2f}]"
+            kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}{_ends(agreed)}"
             lines.append(f"agrees with {name:20} {100 * agreed['observed']:3.0f} % of {agreed['n']}, kappa {kappa}")
     return lines
+
+
+def _ends(found: dict[str, Any]) -> str:
+    return "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def _serve(chosen: Review, port: int) -> None:

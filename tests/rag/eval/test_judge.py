@@ -14,9 +14,12 @@ from sklearn.metrics import cohen_kappa_score
 from rag.eval.agreement import CHOICES, agreement, cohen_kappa
 from rag.eval.judge import Verdict, judge_messages, parse_verdict
 from rag.eval.labels import Label, add_label
+from rag.eval.opinions import add_opinions
 from tests.rag.eval.conftest import RUN_MODELS
 from tests.scripted import Endpoint, status
 from understudy.cli import main
+from understudy.commands.reviewing import judge_lines, review_lines
+from understudy.files import write_json
 from understudy.workspace import Workspace
 
 ratings = st.lists(st.tuples(st.sampled_from(CHOICES), st.sampled_from(CHOICES)), min_size=1, max_size=40)
@@ -97,6 +100,17 @@ def test_nobody_is_asked_who_may_not_be(judge, endpoint: Endpoint) -> None:  # t
     own, code = judge("--model", "weak-model", "--set", f"remotes.weak-model={{base_url: '{endpoint.model.base_url}', model: m}}")
     assert code == 2 and own["error"]["message"] == "weak-model would judge its own answers"
     assert not endpoint.bodies
+
+
+def test_what_a_single_pair_says_has_no_interval_and_is_shown_all_the_same(finished_run: Workspace) -> None:
+    folder, (a, b) = finished_run.reports / "abc123", RUN_MODELS
+    add_label(folder, Label(question_id="q00", question="?", tenant="default", a=a, b=b, shown_first=a, choice="b", created_at=0.0))
+    verdicts = [{"question_id": "q00", "a_first": "1", "b_first": "1"}]
+    known = {"judge": "critic", "model": "m", "version": "v", "same": 0, "calls": 2, "prompt_tokens": 1, "completion_tokens": 1, "cost": 0.0}
+    write_json(folder / "judge-0123456789ab.json", {**known, "a": a, "b": b, "verdicts": verdicts})
+    people, judged = add_opinions(folder)["opinions"]
+    assert people["preference"] == {"value": 1.0, "low": None, "high": None} and judged["position_bias"] == {"value": 1.0, "low": None, "high": None}
+    assert "1 pairs labelled" in review_lines({**people, "waiting": 0, "same": 0})[0] and "place alone decided 1.00 of" in judge_lines(judged)[0]
 
 
 def test_verdicts_are_read_however_they_are_written() -> None:

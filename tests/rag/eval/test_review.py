@@ -93,6 +93,13 @@ def test_labels_are_kept_whole_and_the_newest_holds(finished_run: Workspace) -> 
     assert add_opinions(folder) == report and (folder / "report.html").read_text().count("What people and judges prefer</h2>") == 1
 
 
+def test_a_label_that_cannot_be_kept_is_said_not_to_be(finished_run: Workspace) -> None:
+    review = open_review(finished_run)
+    (review.contest.folder / FILE).symlink_to("/dev/full")
+    answer = through(review, lambda client: client.post(f"/{review.secret}/1", data={"choice": "both"}))
+    assert answer.status_code == 507 and "No space left" in answer.text
+
+
 def test_only_its_own_page_may_read_or_label(finished_run: Workspace) -> None:
     review = open_review(finished_run)
 
@@ -158,8 +165,8 @@ def test_a_person_with_a_keyboard_labels_three_pairs_stops_and_goes_on(finished_
         tab.press("1", loads=True)
         assert tab.value("document.title").startswith("Pair 2 of 3")
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
-        assert process.returncode == 130 and json.loads(out)["waiting"] == 2
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 130 and json.loads(out)["waiting"] == 2, out + err
 
         process, url = start()
         tab.open(url)
