@@ -29,6 +29,8 @@ def review(args: Namespace) -> Outcome:
 
     if args.pairs < 1:
         raise UsageError("there is nothing to review", "--pairs is at least 1")
+    if not 0 <= args.port < 65536:
+        raise UsageError(f"{args.port} is no port", "give one from 1024 to 65535, or leave --port out")
     workspace = workspace_of(args)
     contest = open_contest(find_run(workspace.reports, args.name), _two(args.models))
     pairs = read_answers(contest, _recorded(workspace, contest))
