@@ -21,7 +21,7 @@ from rag.eval.coverage import TABLE
 from rag.eval.estimators import Numbers
 from rag.eval.resampling import critical, draw_counts, standard_errors
 from rag.eval.stats import skewness
-from understudy.files import write_json, write_text
+from understudy.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
 DOCUMENTS, EACH, ALONE = (5, 8, 12, 20, 40), (4, 12, 40), (10, 20, 40, 80, 160, 400)
@@ -96,7 +96,17 @@ def main() -> None:
             *_, found = run(made, (0.4, 0.4 + planted), 0.1 if documents else 0.0)
             power.append({**of_size, "difference": planted, "found": round(found, 3)})
             print(json.dumps({"bench": "power", **power[-1]}), flush=True)
-    write_json(TABLE, {"simulations": SIMULATIONS, "resamples": RESAMPLES, "coverage": coverage, "power": power})
+    write_table({"simulations": SIMULATIONS, "resamples": RESAMPLES, "coverage": coverage, "power": power})
+
+
+def write_table(content: dict[str, Any]) -> None:
+    """The table as JSON, a cell a line."""
+    parts = [f'"{name}": {json.dumps(value) if isinstance(value, int) else _lines(value)}' for name, value in content.items()]
+    write_text(TABLE, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
 
 
 def tables() -> str:

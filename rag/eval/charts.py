@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 WIDTH = 7.4  # inches, of 72 SVG units
 INK, SOFT, LINE, GAIN, LOSS = "#010203", "#010204", "#010205", "#010206", "#010207"
-MODELS = [f"#01021{place}" for place in range(6)]  # the first is the baseline
+MODELS = [f"#01021{place}" for place in range(8)]  # the first is the baseline
+MARKERS = "osD^vPX*"  # models differ in more than colour
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", GAIN: "gain", LOSS: "loss", **{color: f"m{n}" for n, color in enumerate(MODELS)}}
 
 STYLE: dict[Any, Any] = {
@@ -56,16 +57,21 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def color_place(place: int) -> int:
+    """Which of the page's colours the model at this place of the report has."""
+    return 0 if place == 0 else 1 + (place - 1) % (len(MODELS) - 1)
+
+
 def model_color(place: int) -> str:
     """The placeholder colour of the model at this place of the report."""
-    return MODELS[0] if place == 0 else MODELS[1 + (place - 1) % (len(MODELS) - 1)]
+    return MODELS[color_place(place)]
 
 
 def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
     """Paired differences of the share metrics with their intervals, better always to the right."""
     shown = [c for c in comparisons if METRICS[c.metric].unit == "share" and c.low is not None]
-    with _styled():
-        figure, axes = _axes(0.55 + 0.3 * max(1, len(shown)))
+    with styled():
+        figure, axes = plot_axes(0.55 + 0.3 * max(1, len(shown)))
         for place, comparison in enumerate(shown):
             sign = -1 if METRICS[comparison.metric].better == "lower" else 1
             middle, *ends = (sign * (value or 0.0) for value in (comparison.difference, comparison.low, comparison.high))
@@ -81,14 +87,14 @@ def plot_forest(comparisons: Sequence[Comparison], name: str) -> str:
         axes.tick_params(length=0)
         axes.set_xlabel("← worse   ·   difference   ·   better →")
         rows = [f"{METRICS[c.metric].label} {c.difference:+.2f} from {c.low:+.2f} to {c.high:+.2f}" for c in shown]
-        return _svg(figure, f"forest-{name}", f"Paired differences of {name}, with 95 % intervals", "; ".join(rows))
+        return svg(figure, f"forest-{name}", f"Paired differences of {name}, with 95 % intervals", "; ".join(rows))
 
 
 def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
     """Seconds by step, dot at the median and line to the 95th percentile; `seconds` by model, then step."""
     names = [step for step in dict.fromkeys(step for by_step in seconds.values() for step in by_step) if any(by_step.get(step) for by_step in seconds.values())]
-    with _styled():
-        figure, axes = _axes(0.6 + len(names) * (0.16 + 0.17 * len(seconds)))
+    with styled():
+        figure, axes = plot_axes(0.6 + len(names) * (0.16 + 0.17 * len(seconds)))
         described = []
         for place, (model, by_step) in enumerate(seconds.items()):
             color = model_color(place)
@@ -109,7 +115,7 @@ def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
         axes.tick_params(length=0)
         axes.set_xlabel("seconds: dot median, bar 95th percentile")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(seconds)), borderaxespad=0.2, handlelength=1.6)
-        return _svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
+        return svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
 
 
 def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
@@ -117,8 +123,8 @@ def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
     known = [(place, name, seconds, quality) for place, (name, seconds, quality) in enumerate(points) if seconds is not None and quality.value is not None]
     measured = [(seconds, quality.value or 0.0) for _, _, seconds, quality in known]
     unbeaten = sorted(point for point in set(measured) if not any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in measured))
-    with _styled():
-        figure, axes = _axes(2.6)
+    with styled():
+        figure, axes = plot_axes(2.6)
         if len(unbeaten) > 1:
             axes.step(*zip(*unbeaten, strict=True), where="post", color=SOFT, linewidth=1, dashes=(3, 3))
         described = []
@@ -126,7 +132,7 @@ def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
             color = model_color(place)
             if quality.low is not None and quality.high is not None:
                 axes.plot([seconds, seconds], [quality.low, quality.high], color=color, linewidth=1.6, alpha=0.6)
-            axes.plot([seconds], [value], marker="o", markersize=8, color=color, linestyle="none", label=name)
+            axes.plot([seconds], [value], marker=MARKERS[place % len(MARKERS)], markersize=8, color=color, linestyle="none", label=name)
             described.append(f"{name} {seconds:.2f} s, token-F1 {value:.2f}")
         axes.set_xlim(left=0)
         axes.set_ylim(-0.02, 1.02)
@@ -136,15 +142,15 @@ def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
         axes.set_ylabel("token-F1")
         if known:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(known)), borderaxespad=0.2, handlelength=1)
-        return _svg(figure, "frontier", "Latency and quality", "; ".join(described) or "nothing was timed")
+        return svg(figure, "frontier", "Latency and quality", "; ".join(described) or "nothing was timed")
 
 
 def plot_history(series: dict[str, list[tuple[float, float, float, float]]], metric: str, name: str) -> str:
     """A metric over time; `series` are (seconds since the epoch, value, low, high) by model."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
-    with _styled():
-        figure, axes = _axes(2.4)
+    with styled():
+        figure, axes = plot_axes(2.4)
         described = []
         for place, (model, points) in enumerate(series.items()):
             color = model_color(place)
@@ -161,7 +167,7 @@ def plot_history(series: dict[str, list[tuple[float, float, float, float]]], met
         axes.tick_params(length=0)
         axes.set_title(METRICS[metric].label, loc="left", color=INK, pad=22)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(series)), borderaxespad=0.2, handlelength=1.6)
-        return _svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
+        return svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
 
 
 def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
@@ -169,7 +175,7 @@ def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
     scores, right = column(rows, "score"), column(rows, "is_right")
     known = ~np.isnan(scores) & ~np.isnan(right)
     scores, is_right = scores[known], right[known] == 1
-    with _styled():
+    with styled():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
@@ -182,7 +188,7 @@ def plot_scores(name: str, rows: Sequence[Row], place: int) -> str:
             axes.grid(axis="y", color=LINE, linewidth=0.7)
             axes.tick_params(length=0)
             axes.tick_params(axis="y", labelcolor=SOFT)
-        return _svg(figure, f"scores-{name}", f"Validation scores of {name}", described)
+        return svg(figure, f"scores-{name}", f"Validation scores of {name}", described)
 
 
 def _draw_reliability(axes: Axes, scores: Numbers, is_right: np.ndarray, color: str) -> str:
@@ -214,20 +220,22 @@ def _draw_histogram(axes: Axes, scores: Numbers, is_right: np.ndarray) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, handlelength=1, handleheight=0.8)
 
 
-def _styled() -> AbstractContextManager[None]:
+def styled() -> AbstractContextManager[None]:
+    """Matplotlib set to the page's style, for a block."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def plot_axes(height: float) -> tuple[Figure, Axes]:
+    """An empty figure of the page's width, `height` inches high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+def svg(figure: Figure, name: str, title: str, description: str) -> str:
     """The figure as an SVG element for a page that holds several: own ids, page colours and fonts, spoken title."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -30,7 +30,7 @@ class Counter:
         """Joules since the last reading, 0 where it cannot be read any more. At most one turn of the counter may lie between two readings."""
         try:
             now = self._read()
-        except OSError:
+        except (OSError, ValueError):
             return 0.0
         used = now - self._last
         self._last = now

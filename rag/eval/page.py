@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.eval.breakdown import ANSWERS, RETRIEVAL, seconds_by_step
-from rag.eval.charts import plot_forest, plot_frontier, plot_latency, plot_scores
+from rag.eval.charts import color_place, plot_forest, plot_frontier, plot_latency, plot_scores
+from rag.eval.curves import plot_doses, plot_positions
 from rag.eval.explorer import build_cases, visible
 from rag.eval.gates import GateResult
 from rag.eval.metrics import METRICS, Row
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 HERE = Path(__file__).parent
+SUMMARY = (*VERDICT_METRICS, "latency_p50", "completion_tokens")  # of the table that stands for the tiles where there are many models
 FILTERS = [
     ("all", "All"),
     ("worse", "Regressions"),
@@ -90,6 +92,9 @@ def render_html(
         frontier=Markup(plot_frontier([_frontier_point(name, statistics) for name in names])),
         breakdown=[(by, [entry for entry in report["breakdown"] if entry["by"] == by]) for by in dict.fromkeys(e["by"] for e in report["breakdown"])],
         breakdown_metrics=[*ANSWERS, *(metric for metric in RETRIEVAL if metric != "precision_at_k")],
+        robustness=_robustness_view(report["robustness"], names),
+        summary=SUMMARY,
+        pairs_of={name: {pair.metric: pair for pair in statistics.comparisons if pair.b == name} for name in names[1:]},
         filters=FILTERS if len(names) > 1 else [item for item in FILTERS if item[0] not in ("worse", "better")],
         cases=build_cases(questions, traces, rows, chunks),
         facts=list(_flatten(report["provenance"])),
@@ -101,8 +106,7 @@ def _model_view(name: str, place: int, report: dict[str, Any], rows: list[Row], 
 
     has_scores = any(row["score"] is not None and row["is_right"] is not None for row in rows)
     scores = Markup(plot_scores(name, rows, place)) if has_scores else ""
-    color = 0 if place == 0 else 1 + (place - 1) % 5
-    return {**report["models"][place], "intervals": statistics.intervals[name], "color": color, "scores": scores}
+    return {**report["models"][place], "intervals": statistics.intervals[name], "color": color_place(place), "scores": scores}
 
 
 def _rival_view(name: str, place: int, report: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
@@ -117,6 +121,23 @@ def _rival_view(name: str, place: int, report: dict[str, Any], statistics: Stati
     }
 
 
+def _robustness_view(section: dict[str, Any] | None, names: list[str]) -> dict[str, Any] | None:
+    """The section with its curves and its two tables, of the models that were asked what they are about."""
+    from markupsafe import Markup
+
+    if section is None:
+        return None
+    places = {name: place for place, name in enumerate(names)}
+    models = [{**model, "color": color_place(places[model["name"]]), "found": {c["name"]: c for c in model["conditions"]}} for model in section["models"]]
+    plots = [Markup(plot_doses(section, places)), Markup(plot_positions(section, places))]
+    tables = []
+    for is_wording, title in ((False, "Passages fixed"), (True, "Passages retrieved")):
+        of_table = [condition for condition in section["conditions"] if (condition["family"] == "wording") == is_wording]
+        asked = [model for model in models if any(condition["name"] in model["found"] for condition in of_table)]
+        tables.append({"title": title, "conditions": of_table, "models": asked})
+    return {**section, "tables": [table for table in tables if table["models"]], "plots": plots}
+
+
 def _groups() -> list[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
@@ -128,10 +149,9 @@ def _caution(statistics: Statistics) -> str:
     """What the reader of the intervals must know."""
     if statistics.resampled == "questions alone":
         return "Too few documents to resample them: the intervals say nothing about other documents."
-    small = [pair for pair in statistics.comparisons if pair.is_too_small]
+    small = [pair for pair in statistics.comparisons if pair.is_too_small and pair.metric in VERDICT_METRICS]
     if small:
-        labels = list(dict.fromkeys(METRICS[pair.metric].label for pair in small))
-        named = ", ".join(labels) if len(labels) <= len(VERDICT_METRICS) else f"{len(labels)} of the metrics"
+        named = ", ".join(dict.fromkeys(METRICS[pair.metric].label for pair in small))
         return f"Too small for {named}: in simulations of this size such intervals hold the truth in less than {100 * LEAST_COVERAGE:g} % of cases."
     return ""
 

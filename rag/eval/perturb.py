@@ -54,7 +54,7 @@ def mistype(question: str, generator: Random) -> str:
     """The question with a letter swapped, doubled, missed or hit beside in some of its longer words; first letters and numbers stay."""
     words = re.split(r"(\s+)", question)
     longer = [place for place, word in enumerate(words) if len(word) >= LEAST_LETTERS and word.isalpha() and word.isascii()]
-    chosen = generator.sample(longer, min(len(longer), max(1, len(words) // 2 // WORDS_A_TYPO)))
+    chosen = generator.sample(longer, min(len(longer), max(1, len(question.split()) // WORDS_A_TYPO)))
     for place in chosen:
         words[place] = _mistyped(words[place], generator)
     return "".join(words)

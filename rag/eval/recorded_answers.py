@@ -27,6 +27,6 @@ def recorded_answers(questions: Sequence[Question], traces: Iterable[Trace]) -> 
     if missing:
         raise UsageError(
             f"the teacher's answers to {len(missing)} of {len(questions)} questions are not recorded, such as {missing[0]!r}",
-            "record them (`understudy traces import` of its calls), configure remotes.teacher, or leave teacher out of --models",
+            "record them (`understudy traces import` of its calls; experts' answers are the key), configure remotes.teacher, or leave teacher out",
         )
     return [newest[text] for text in texts]

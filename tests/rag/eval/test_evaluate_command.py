@@ -125,6 +125,24 @@ def test_recorded_answers_stand_in_the_table_and_a_gate_against_them_is_exit_3( 
     assert "recorded" in result["provenance"]
 
 
+@pytest.mark.slow
+def test_one_model_in_several_modes_stands_side_by_side(run, rival: Endpoint, notes_workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    result, code = run("--models", "strong:closed-book,strong:fast,strong")
+    closed, fast, agentic = result["models"]
+    assert code == 0 and [model["name"] for model in result["models"]] == ["strong:closed-book", "strong:fast", "strong"]
+    assert (closed["metrics"]["recall_at_k"], closed["metrics"]["citation_recall"]) == (None, 0.0) and fast["metrics"]["citation_recall"] == 1.0
+    assert set(closed["latency"]) == {"answer", "whole run"} and "validate" not in fast["latency"] and fast["metrics"]["first_token_p95"] is not None
+    assert set(agentic["latency"]) == {"plan", "retrieve", "answer", "validate", "whole run"} and agentic["latency"]["plan"]["prompt_tokens"] == 10
+    assert agentic["metrics"]["tokens_per_second"] > 0 and result["robustness"] is None
+    asked = len(rival.asked)
+    assert run("--models", "strong:closed-book,strong:fast,strong")[1] == 0 and len(rival.asked) == asked
+    assert len(list((notes_workspace.root / result["report"]).parent.glob("traces-*.jsonl"))) == 3
+    error, code = run("--models", "strong:slow,weak")
+    assert code == 2 and "no mode 'slow'" in error["error"]["message"]
+    error, code = run("--models", "strong,weak", "--robustness")
+    assert code == 2 and "no question can be put" in error["error"]["message"]  # four notes are too few
+
+
 def test_what_an_adapter_trained_on_is_refused_or_set_apart(ask, notes_workspace: Workspace, retriever: Retriever) -> None:  # type: ignore[no-untyped-def]
     texts = list(FACTS)
     pond = next(chunk.document_id for chunk in retriever.chunks.values() if chunk.document == "pond.txt")
