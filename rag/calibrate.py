@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag.agent import Tools, run_agent
+from rag.eval.evidence import Corpus
 from rag.eval.metrics import Row, score_trace, validator_auroc, worth
 from rag.policy import WHOLE_GRAPH, Policy, is_worth_taking, worth_going_on_below
 from rag.prompts import PROMPT_VERSION, Shot
@@ -127,7 +128,7 @@ async def calibrate(
     if not whole:
         why = next((trace.metadata["error"] for trace in traces[0] if "error" in trace.metadata), "give the questions their answers")
         raise EndpointError("no calibration question was answered", why)
-    chunks = tools.retriever.chunks
+    chunks = Corpus.of(tools.retriever.chunks)
     attempts = {way: [attempts_of(of_way[place], keyed[place], chunks) for place in whole] for way, of_way in zip(ways, traces, strict=True)}
     limit = tools.settings.max_false_abstentions
     calibration = fit_calibration(key, tools.client.model.name, attempts, limit).model_copy(update={"shots": shots})

@@ -50,7 +50,7 @@ class CallLog:
                 row = json.loads(line)
                 self._count(row.pop("key"), Completion(**{**row, "usage": Usage.model_validate(row["usage"])}))
             except (ValueError, KeyError, TypeError) as error:
-                raise StorageError(f"{path} line {number} is not a call of this simulation", f"remove {path.parent} and repeat") from error
+                raise StorageError(f"{path} line {number} is not a call", f"remove {path} and repeat") from error
 
     def __len__(self) -> int:
         return len(self._completions)

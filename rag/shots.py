@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rag.agent import Tools, run_agent
+from rag.eval.evidence import Corpus
 from rag.eval.metrics import score_trace, worth
 from rag.prompts import ABSTENTION, EXAMPLE_SHOTS, Shot, answer_target
 from rag.retrieve import document_order
@@ -69,8 +70,8 @@ async def choose_shots(tools: Tools, traces: Iterable[Trace], concurrency: int, 
 
     The tools are the caller's and stay open.
     """
-    chunks = tools.retriever.chunks
-    sets, questions = draw_sets(taught_by(traces, chunks, tools.retriever.settings.k), seed)
+    corpus = Corpus.of(tools.retriever.chunks)
+    sets, questions = draw_sets(taught_by(traces, tools.retriever.chunks, tools.retriever.settings.k), seed)
     if len(sets) == 1 or len(questions) < FEWEST:
         return list(EXAMPLE_SHOTS)
     gate = asyncio.Semaphore(concurrency)
@@ -80,7 +81,7 @@ async def choose_shots(tools: Tools, traces: Iterable[Trace], concurrency: int, 
             async with gate:
                 trace = await run_agent(question.question, _tools_for(tools, shots))
                 bar.advance()
-                return worth(score_trace(trace, question, chunks), trace.abstained)
+                return worth(score_trace(trace, question, corpus), trace.abstained)
 
         earned = [sum(await asyncio.gather(*(ask(question, shots) for question in questions))) for shots in sets]
     return sets[earned.index(max(earned))]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.citations import locate
+from rag.eval.labels import HeldOut
 from rag.eval.questions import read_questions
 from rag.foreign import Format, collection_rows, detect_format, is_collection, read_call, rows_of
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, answer_target, plan_messages
@@ -60,9 +61,12 @@ def _import_questions(
     workspace: Workspace, questions: list[Question], retriever: Retriever, split: Split, progress: Callable[[str, int], Progress]
 ) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
+    held_out = HeldOut(workspace.reports, workspace.config.tenant)
     with progress("importing", len(questions)) as bar:
         for line, question in enumerate(questions, 1):
             try:
+                if question.question in held_out:
+                    raise UnsupportedAnswer(held_out.reason)
                 keep_trace(workspace, expert_trace(question, retriever, split))
             except UnsupportedAnswer as error:
                 skipped.append({"line": line, "id": question.id, "reason": error.message})

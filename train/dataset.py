@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.eval.labels import reviewed_questions
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
 from train.examples import Mix, build_examples, draw_passages, planned_query
 from train.ledger import Rejection, Rules, Verified, verify_traces
@@ -48,7 +49,8 @@ def build_dataset(
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
-    rules = Rules(students_of(workspace), config.retrieval.k if unverified else 0, held_out)
+    reviewed = tuple(reviewed_questions(workspace.reports, config.tenant))
+    rules = Rules(students_of(workspace), config.retrieval.k if unverified else 0, held_out, reviewed)
     verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules)
     if not verified.sources and not verified.rejections:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")

@@ -10,7 +10,7 @@ from typing import Literal
 from rag.citations import find_quote
 from rag.eval.metrics import gold_recall
 from rag.prompts import parse_answer, proposal_text
-from train.near_duplicates import normalised
+from train.near_duplicates import near_duplicate_pairs, normalised
 from train.splits import Groups, Splits, assign_splits
 from train.support import support_of_trace
 from understudy.records import Chunk, Record, Trace
@@ -66,6 +66,7 @@ class Rules:
     students: frozenset[str] = frozenset()  # names of the base and of every adapter trained here, without digests
     unverified_k: int = 0  # imported traces without known support are shown so many passages; 0 leaves them out
     held_out: float = 0.0  # share of the traces kept for evaluation, where no side was declared on import
+    reviewed: tuple[str, ...] = ()  # questions that people reviewed in an evaluation: neither they nor near-duplicates teach
 
 
 def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rules = Rules()) -> Verified:
@@ -92,7 +93,7 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
             verified.reject(trace, *found)
         else:
             kept.append(trace)
-    kept = _without_duplicates(kept, verified)
+    kept = _without_duplicates(_without_reviewed(kept, rules.reviewed, verified), verified)
     groups = Groups(chunks)
     splits = assign_splits(kept, groups, rules.held_out)
     for trace in kept:
@@ -103,6 +104,17 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
         else:
             _add_source(verified, trace, splits, groups, chunks, rules.unverified_k, failures_at(trace, given[normalised(trace.question)]))
     return verified
+
+
+def _without_reviewed(traces: list[Trace], reviewed: tuple[str, ...], verified: Verified) -> list[Trace]:
+    """The traces that ask nothing that a person reviewed."""
+    if not reviewed:
+        return traces
+    pairs = near_duplicate_pairs([*reviewed, *(trace.question for trace in traces)])
+    twins = {later - len(reviewed): reviewed[first] for first, later in pairs if first < len(reviewed) <= later}
+    for place, twin in twins.items():
+        verified.reject(traces[place], "reviewed in an evaluation", twin)
+    return [trace for place, trace in enumerate(traces) if place not in twins]
 
 
 def is_teaching(trace: Trace, students: frozenset[str] = frozenset()) -> bool:

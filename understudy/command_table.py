@@ -32,6 +32,8 @@ TRAINED = arg("model", nargs="?", help="the id of a trained model; default: the 
 AGAIN = arg("--again", action="store_true", help="make another where the last has failed or is gone; it is paid anew")
 NO_WAIT = arg("--no-wait", action="store_true", help="begin it, and do not wait until it is ready")
 DRY_RUN = arg("--dry-run", action="store_true", help="print the requests, the key redacted, and send nothing")
+RUN = arg("name", nargs="?", metavar="RUN", help="a folder in reports/, or the beginning of its name; default: the newest evaluation")
+TWO_MODELS = arg("--models", metavar="A,B", help="two models of the run; default: its first two")
 FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
     arg("--model", help="a resolved name, or an adapter's name for all its digests"),
@@ -316,6 +318,24 @@ COMMANDS = [
         "two evaluations against each other, question by question",
         "evaluating:compare",
         [arg("a", metavar="A.json", help="the report.json of one run"), arg("b", metavar="B.json", help="of the other")],
+    ),
+    Command(
+        "evaluate review",
+        "people compare blind answers on a local page, by keyboard; their agreement with the metrics",
+        "reviewing:review",
+        [
+            RUN,
+            TWO_MODELS,
+            arg("--pairs", type=int, default=50, metavar="N", help="questions to look at, drawn from those answered differently; default: 50"),
+            arg("--seed", type=int, default=0, help="of the draw and of which answer stands first; default: 0"),
+            arg("--port", type=int, default=0, help="on 127.0.0.1; default: a free one"),
+        ],
+    ),
+    Command(
+        "evaluate judge",
+        "a model compares the answers, in both orders; resumable",
+        "reviewing:judge",
+        [RUN, arg("--model", required=True, metavar="NAME", help="the judge: a configured remote, base or an adapter"), TWO_MODELS],
     ),
     Command("evaluate history", "every evaluation over time, with plots", "evaluating:history"),
     Command(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 
 from rag.citations import find_quote
@@ -48,6 +49,41 @@ class Quote:
         return shorter > 0 and (mine & theirs).total() >= OVERLAP_SHARE * shorter
 
 
+class Corpus(dict[str, Chunk]):
+    """The chunks of a corpus by id; its documents' chunks and texts are looked up once, not for every question."""
+
+    @classmethod
+    def of(cls, chunks: Mapping[str, Chunk]) -> Corpus:
+        """The chunks as a corpus; one that is a corpus already is used as it is."""
+        return chunks if isinstance(chunks, cls) else cls(chunks)
+
+    @cached_property
+    def documents(self) -> dict[str, list[Chunk]]:
+        """The chunks of each document, by its id."""
+        found: dict[str, list[Chunk]] = defaultdict(list)
+        for chunk in self.values():
+            found[chunk.document_id].append(chunk)
+        return dict(found)
+
+    @cached_property
+    def named(self) -> dict[str, list[str]]:
+        """Document ids by file name."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for document_id, chunks in self.documents.items():
+            found[PurePath(chunks[0].document).name].append(document_id)
+        return dict(found)
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {}
+
+    def text_of(self, document_id: str) -> str:
+        """A document's text put together from its chunks, so that a gold quote cut by a chunk boundary is still found."""
+        if document_id not in self._texts:
+            self._texts[document_id] = _stitched(self.documents[document_id])
+        return self._texts[document_id]
+
+
 def shown_chunks(trace: Trace, chunks: dict[str, Chunk]) -> list[Chunk]:
     """The passages that the answers of this run could rest on, each once, in the order shown.
 
@@ -71,12 +107,9 @@ def first_retrieved(trace: Trace, chunks: dict[str, Chunk]) -> tuple[list[Chunk]
 
 def relevant_chunks(gold: list[Quote], chunks: dict[str, Chunk]) -> set[str]:
     """Ids of the chunks that hold a gold quote whole."""
+    documents = Corpus.of(chunks).documents
     spans = [span for quote in gold for span in quote.spans]
-    documents = {span.document_id for span in spans}
-    candidates = [chunk for chunk in chunks.values() if chunk.document_id in documents]
-    return {
-        chunk.id for chunk in candidates if any(span.document_id == chunk.document_id and chunk.start <= span.start and span.end <= chunk.end for span in spans)
-    }
+    return {chunk.id for span in spans for chunk in documents[span.document_id] if chunk.start <= span.start and span.end <= chunk.end}
 
 
 def look_up(chunk_ids: Iterable[str], chunks: dict[str, Chunk]) -> list[Chunk]:
@@ -101,18 +134,15 @@ def locate_gold(question: Question, shown: list[Chunk], chunks: dict[str, Chunk]
 
     Quotes too short to be found verbatim (see `find_quote`) prove nothing and are left out.
     """
-    quotes = []
+    corpus, quotes = Corpus.of(chunks), []
     for position, text in enumerate(question.quotes):
         if len(text.split()) < 3:
             continue
         if question.documents:
-            name = PurePath(question.documents[min(position, len(question.documents) - 1)]).name
-            candidates = [chunk for chunk in chunks.values() if PurePath(chunk.document).name == name]
+            documents = corpus.named.get(PurePath(question.documents[min(position, len(question.documents) - 1)]).name, [])
         else:
-            documents = {chunk.document_id for chunk in shown}
-            candidates = [chunk for chunk in chunks.values() if chunk.document_id in documents]
-        spans = [Span(document_id, *place) for document_id, whole in _stitched(candidates).items() for place in _places(text, whole)]
-        quotes.append(Quote(text, spans))
+            documents = list(dict.fromkeys(chunk.document_id for chunk in shown))
+        quotes.append(Quote(text, [Span(document_id, *place) for document_id in documents for place in _places(text, corpus.text_of(document_id))]))
     return quotes
 
 
@@ -148,18 +178,12 @@ def _places(quote: str, text: str) -> list[tuple[int, int]]:
     return places
 
 
-def _stitched(chunks: list[Chunk]) -> dict[str, str]:
-    """Documents' texts put together from their chunks, so that a gold quote cut by a chunk boundary is still found."""
-    by_document: dict[str, list[Chunk]] = defaultdict(list)
-    for chunk in chunks:
-        by_document[chunk.document_id].append(chunk)
-    texts = {}
-    for document_id, parts in by_document.items():
-        text = ""
-        for chunk in sorted(parts, key=lambda part: part.start):
-            text += "\n" * (chunk.start - len(text)) + chunk.text[max(0, len(text) - chunk.start) :]
-        texts[document_id] = text
-    return texts
+def _stitched(chunks: list[Chunk]) -> str:
+    """A document's text from its chunks; what no chunk holds is line ends."""
+    text = ""
+    for chunk in sorted(chunks, key=lambda part: part.start):
+        text += "\n" * (chunk.start - len(text)) + chunk.text[max(0, len(text) - chunk.start) :]
+    return text
 
 
 def _words(text: str) -> list[str]:

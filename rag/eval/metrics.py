@@ -54,11 +54,11 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "token_f1": Metric("Token-F1", "Answers", "SQuAD's word overlap with the expert's answer; answerable questions"),
+    "token_f1": Metric("Token-F1", "Answers", "words shared with the expert's answer, neither missing nor too many (SQuAD's F1)"),
     "gold_recall": Metric("Gold recall", "Answers", "share of the expert's words that the answer has"),
     "exact_match": Metric("Exact match", "Answers", "the expert's answer, word for word", is_binary=True),
     "rouge_l": Metric("ROUGE-L", "Answers", "longest common run of words with the expert's answer, gaps allowed"),
-    "semantic_similarity": Metric("Semantic similarity", "Answers", "cosine to the expert's answer by the workspace's embedder, not below 0"),
+    "semantic_similarity": Metric("Semantic similarity", "Answers", "how near its meaning is to the expert's answer: cosine by the workspace's embedder"),
     "unsupported_rate": Metric("Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"),
     "unsupported_rate_nli": Metric("… by NLI", "Answers", "answer sentences that no passage entails, by evaluate.nli", "lower", weight="nli_sentences"),
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),

@@ -42,6 +42,11 @@ def templates() -> Environment:
     )
 
 
+def source_hash(text: str) -> str:
+    """A script or style as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def render_html(
     report: dict[str, Any],
     verdicts: Sequence[tuple[str, str]],
@@ -62,7 +67,7 @@ def render_html(
     return environment.get_template("report.html.j2").render(
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=source_hash(script),
         verdicts=verdicts,
         gates=gates,
         leaks=report["leaks"],

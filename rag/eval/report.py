@@ -10,6 +10,7 @@ from typing import Any
 
 from rag.eval.breakdown import break_down, latency_by_step
 from rag.eval.entailment import Entailment, add_entailment
+from rag.eval.evidence import Corpus
 from rag.eval.gates import GateResult, judge, state_gates
 from rag.eval.leaks import Leak
 from rag.eval.metrics import Row, aggregate, score_trace
@@ -55,6 +56,7 @@ def build_report(
     without gates each of them has to beat the first in the verdict's metrics. `leaks` are questions that take no part, or notable ones
     that do; `notes` what else the reader must know. The same input gives the same bytes.
     """
+    chunks = Corpus.of(chunks)
     rows = {
         name: [score_trace(trace, question, chunks, (prices or {}).get(name)) for trace, question in zip(of_model, questions, strict=True)]
         for name, of_model in traces.items()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rag.citations import find_quote
-from rag.eval.evidence import locate_gold, relevant_chunks
+from rag.eval.evidence import Corpus, locate_gold, relevant_chunks
 from rag.eval.ranked import ndcg_at_k, precision_at_k, recall_at_k, reciprocal_rank
 from rag.eval.resampling import paired_bootstrap
 from rag.eval.stats import cluster_of
@@ -26,7 +26,7 @@ def evaluate_retrieval(questions: Sequence[Question], retriever: Retriever, k: i
     A quote is found where a passage holds it; a question with documents and no quotes finds a document where a passage is of it, each
     document once, as BEIR judges. Raises UsageError where no question says what it needs.
     """
-    chunks = retriever.chunks
+    chunks = Corpus.of(retriever.chunks)
     judged = [question for question in questions if question.quotes or (question.documents and (question.answerable or not question.has_answer_key))]
     if not judged:
         raise UsageError("no question has quotes or documents to be found", "give `quotes`, or `documents` for questions without an answer key")

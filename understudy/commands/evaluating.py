@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def evaluate(args: Namespace) -> Outcome:
     """Compare models on questions; exit 3 where a configured gate fails, and with --gate where any does not pass."""
+    from rag.eval.opinions import add_opinions
     from rag.eval.provenance import machine_facts, package_versions
     from rag.eval.report import build_report
     from rag.eval.run import open_run
@@ -43,7 +44,7 @@ def evaluate(args: Namespace) -> Outcome:
     identity = _identity(workspace, path, plan, retriever)
     folder = open_run(workspace.reports, identity)
     found = ask_models(workspace, plan, retriever, folder)
-    result = build_report(
+    build_report(
         plan.questions,
         {name: found.traces[name] for name in plan.names},
         retriever.chunks,
@@ -64,6 +65,7 @@ def evaluate(args: Namespace) -> Outcome:
         leaks=plan.leaks,
         notes=plan.notes,
     )
+    result = add_opinions(folder)
     lines = [*table_lines(result), *robustness_lines(result["robustness"]), *(gate_lines(result) if settings.gates else []), *plan.notes]
     lines += [result["verdict"], f"report: {folder / 'report.html'}"]
     return Outcome(result, lines, exit_code([gate["status"] for gate in result["gates"]], bool(settings.gates), args.gate))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rag.prompts import ABSTENTION
-from understudy.records import Chunk, Question, Step, Trace, Usage
+from understudy.files import write_json, write_jsonl
+from understudy.records import Chunk, Document, Question, Step, Trace, Usage
+from understudy.workspace import Workspace, create_workspace, open_workspace
+
+RUN_MODELS = ("weak-model", "strong@0123456789ab")
 
 TEXT = (
     "The reading room opens at nine on weekdays. Visitors may borrow up to six books for three weeks. "
@@ -100,3 +106,53 @@ def abstain(reply: Callable[..., Trace]) -> Callable[..., Trace]:
         return reply(**({"answer": ABSTENTION, "abstained": True, "quotes": [], "score": 0.8} | fields))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def made_once() -> list[Path]:
+    """Where the session's finished run lies, once it was made."""
+    return []
+
+
+@pytest.fixture
+def finished_run(
+    made_once: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    ask: Callable[..., Question],
+    reply: Callable[..., Trace],
+    abstain: Callable[..., Trace],
+    corpus: dict[str, Chunk],
+) -> Workspace:
+    """A workspace with a finished run of RUN_MODELS, `abc123`, on twelve questions about the corpus; on the last two they say the same."""
+    if not made_once:
+        made = create_workspace(str(tmp_path_factory.mktemp("run") / "workspace"))
+        questions = [
+            ask(id=f"q{n:02}", question=f"Which of the {n} books?", documents=["library.pdf" if n % 2 else f"d{n}.pdf"], answers=["six books"])
+            for n in range(12)
+        ]
+        weak = [reply(answer=f"Dragons <b>{n}</b> \x1b[31m.", quotes=["no such words here"]) for n in range(10)] + [abstain(), abstain()]
+        write_run(made, questions, dict(zip(RUN_MODELS, (weak, [reply(answer="six books") for _ in range(10)] + [abstain(), abstain()]), strict=True)), corpus)
+        made.store.close()
+        made_once.append(made.root)
+    shutil.copytree(made_once[0], tmp_path / "workspace")
+    return open_workspace(str(tmp_path / "workspace"))
+
+
+def write_run(workspace: Workspace, questions: list[Question], traces: dict[str, list[Trace]], corpus: dict[str, Chunk]) -> None:
+    """Store the corpus, and write what `evaluate` leaves of these answers."""
+    from rag.eval.report import build_report
+    from rag.eval.run import traces_file
+
+    for name in dict.fromkeys(chunk.document for chunk in corpus.values()):
+        chunks = [chunk for chunk in corpus.values() if chunk.document == name]
+        document = Document(
+            id=chunks[0].document_id, source_key=name, source=name, title=name, media_type="text/plain", pages=1, text="…", page_starts=[0], ingested_at=0.0
+        )
+        workspace.store.add_document(document, chunks)
+    folder = workspace.reports / "abc123"
+    build_report(questions, traces, corpus, folder, k=2, concurrency=1, provenance={}, resamples=200)
+    write_json(folder / "run.json", {"models": list(traces)})
+    for name, of_model in traces.items():
+        rows = [t.model_copy(update={"metadata": {"question_id": q.id}}).model_dump(mode="json") for q, t in zip(questions, of_model, strict=True)]
+        write_jsonl(folder / traces_file(name), rows)
