@@ -83,7 +83,7 @@ def check_listing(server: Server, folder: Path) -> Check:
     faults = []
     if Path(listed.get("root") or "").resolve() != folder.resolve():
         faults.append(f"the engine loaded it from {listed.get('root')}")
-    if listed.get("parent") != server.base:
+    if listed.get("parent") != (server.base if server.adapter != server.base else None):  # merged, it is the base
         faults.append(f"the engine put it on {listed.get('parent')}")
     return Check.of_faults("listed", faults, "the engine loaded it from its folder", began)
 

@@ -60,6 +60,8 @@ class Patience:
 def engine_model(engine: RunningEngine, name: str) -> Model:
     """The running engine's base or one of its adapters as a Model; raises NotFoundError."""
     if name == "base":
+        if engine.merged:
+            raise NotFoundError(f"the running engine serves {engine.merged} merged into the base, which it does not serve alone", "set serve.merge: never")
         return Model("base", engine.base, engine.url, continues=True)
     if name not in engine.models:
         raise NotFoundError(f"the running engine does not serve {name}", "restart `understudy serve`, which loads every registered adapter")

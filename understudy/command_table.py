@@ -191,6 +191,7 @@ COMMANDS = [
             arg("recipe", nargs="?", help="a recipe's name or YAML file; default: the workspace's"),
             arg("settings", nargs="*", metavar="key=value", help="settings of the recipe"),
             arg("--dry-run", action="store_true", help="show rows, truncation, memory and time estimates, and train nothing"),
+            arg("--borrow", action="store_true", help="pause the engine that is served from this workspace meanwhile, for its memory"),
         ],
     ),
     Command(
@@ -226,7 +227,17 @@ COMMANDS = [
             arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
         ],
     ),
-    Command("serve", "run vLLM with the base and every registered adapter, and the gateway in front of it", "serving:serve"),
+    Command(
+        "serve",
+        "run vLLM with the base and every registered adapter, and the gateway in front of it",
+        "serving:serve",
+        [
+            arg("--tune", action="store_true", help="measure engine settings on this machine and write the best to understudy.yaml; resumable"),
+            arg("--dry-run", action="store_true", help="with --tune: write nothing"),
+        ],
+    ),
+    Command("serve pause", "free the memory of the running engine; requests get 503 meanwhile", "serving:serve_pause"),
+    Command("serve resume", "bring a paused engine back", "serving:serve_resume"),
     Command(
         "keys create",
         "make a key to the gateway; it is shown once",

@@ -20,6 +20,17 @@ class RunningEngine(BaseModel):
     base: str  # id of the base, and its model name at the endpoint
     base_digest: str  # digest of the weights it serves
     models: list[str]  # every name it serves
+    precision: str = "bfloat16"  # serve.dtype, or what serve.quantization makes of it
+    merged: str = ""  # the served name of the adapter that its weights hold; then nothing else is served, the base neither
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of ours runs."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def find_engine(workspace: Workspace) -> RunningEngine | None:
@@ -27,11 +38,12 @@ def find_engine(workspace: Workspace) -> RunningEngine | None:
     if not workspace.engine_file.exists():
         return None
     engine = RunningEngine.model_validate(read_json(workspace.engine_file))
+    if not is_alive(engine.pid):
+        return None
     try:
-        os.kill(engine.pid, 0)
         answer = httpx.get(f"{engine.url}/models", timeout=5)
         answer.raise_for_status()
-    except (OSError, httpx.HTTPError):
+    except httpx.HTTPError:
         return None
     return engine.model_copy(update={"models": [row["id"] for row in answer.json()["data"]]})
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Message, Send
 
 from rag.answering import answer_question, stream_answer
-from serve.engine import CPU_SEQS
+from serve.arguments import CPU_SEQS
 from serve.gateway import agents as rag
 from serve.gateway.agents import Agents, Wiring
 from serve.gateway.call import Call
@@ -27,6 +28,7 @@ from understudy.client import Model
 from understudy.engines import RunningEngine
 from understudy.workspace import Workspace
 
+DRAIN_POLL_SECONDS = 0.05
 GPU_SEQS = 256  # what vLLM runs at once on a GPU unless told
 
 
@@ -54,10 +56,16 @@ class Gateway:
             self.metrics.waiting.labels(server).set_function(lambda: made.waiting)
         return self._gates[server]
 
-    def serve(self, engine: RunningEngine | None) -> None:
-        """Send requests to this engine from now on; None while there is none."""
-        self.names.engine = engine
+    def serve(self, engine: RunningEngine | None, is_paused: bool = False) -> None:
+        """Send requests to this engine from now on; None while there is none, or while it is paused."""
+        self.names.engine, self.names.is_paused = engine, is_paused
         self.metrics.engine_up.set(engine is not None)
+
+    async def drain(self) -> None:
+        """Wait until no request is at the engine, at most `drain_seconds`."""
+        deadline = time.monotonic() + self.settings.drain_seconds
+        while self.gate("engine").running and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def close(self) -> None:
         """Close every connection."""

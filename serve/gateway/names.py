@@ -15,9 +15,9 @@ from typing import Any, Literal
 import aiohttp
 from pydantic import ValidationError
 
-from serve.gateway.errors import Refused, unavailable
+from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
-from serve.prove import PROOF
+from serve.prove import MERGED_PROOF, PROOF
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
 from understudy.client import Model, engine_model, remote_model
 from understudy.config import Config
@@ -69,6 +69,7 @@ class Catalogue:
     engine: RunningEngine | None
     adapters: list[ServedAdapter]  # oldest first
     config: Config
+    is_paused: bool = False
 
     def find(self, name: str, tenant: str) -> Model | AgentModel:
         """The model behind a name: base (or its id), name@digest, an adapter's name for its newest proven one, rag, rag:fast, a remote.
@@ -82,14 +83,16 @@ class Catalogue:
         ours = self.config.models.base if self.engine is None else self.engine.base
         if name in ("base", ours):
             if self.engine is None:
-                raise unavailable("the engine")
+                raise self._away()
+            if self.engine.merged:
+                raise Refused(404, "model_not_found", f"the base is not served: {self.engine.merged} is merged into it (serve.merge)", "model")
             return engine_model(self.engine, "base")
         wanted, _, digest = name.partition("@")
         known = [each for each in self.adapters if each.is_for(tenant) and each.manifest.name == wanted and each.manifest.digest.startswith(digest)]
         if found := next((each.model for each in reversed(known) if each.model), None):
             return found
         if known and self.engine is None:
-            raise unavailable("the engine")
+            raise self._away()
         why = f": {known[-1].fault}" if known else ""
         raise Refused(404, "model_not_found", f"the model `{name[:100]}` does not exist or may not be used{why}", "model")
 
@@ -104,7 +107,7 @@ class Catalogue:
         """Every name that this tenant may use within these scopes."""
         found = []
         if "chat" in scopes and self.engine:
-            found = ["base", *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
+            found = [*([] if self.engine.merged else ["base"]), *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
         if "rag" in scopes:
             found += AGENTS
         if "embeddings" in scopes:
@@ -112,6 +115,9 @@ class Catalogue:
         if "remotes" in scopes and not self.config.offline:
             found += self.config.remotes
         return found
+
+    def _away(self) -> Refused:
+        return paused() if self.is_paused else unavailable("the engine")
 
     def _remote(self, name: str) -> Model:
         if self.config.offline:
@@ -122,16 +128,17 @@ class Catalogue:
             raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
 
 
-def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing) -> Catalogue:
+def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, is_paused: bool = False) -> Catalogue:
     """What the engine serves of the registry, each adapter with what keeps it from traffic."""
     adapters = []
-    for manifest, folder in manifests(workspace) if engine else []:
-        if engine is None or manifest.served_base_digest != engine.base_digest:
-            continue
-        fault = find_fault(manifest, folder, engine, listing)
-        model = None if fault else Model(manifest.served_name, manifest.served_name, engine.url, has_adapter=True)
-        adapters.append(ServedAdapter(manifest, model, fault))
-    return Catalogue(engine, adapters, workspace.config)
+    for manifest, folder in manifests(workspace):
+        if engine is None:  # known, so that their names are not called unknown while it is away
+            adapters.append(ServedAdapter(manifest, None))
+        elif manifest.served_name == engine.merged or (manifest.served_base_digest == engine.base_digest and not engine.merged):
+            fault = find_fault(manifest, folder, engine, listing)
+            model = None if fault else Model(manifest.served_name, manifest.served_name, engine.url, has_adapter=True)
+            adapters.append(ServedAdapter(manifest, model, fault))
+    return Catalogue(engine, adapters, workspace.config, is_paused)
 
 
 def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, listing: Listing) -> str:
@@ -140,12 +147,13 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
     if name not in listing:
         return "the engine has not loaded it; restart `understudy serve`"
     root, parent = listing[name]
-    if Path(root).resolve() != folder.resolve() or parent != engine.base:
+    if not engine.merged and (Path(root).resolve() != folder.resolve() or parent != engine.base):
         return "the engine loaded something else under its name; restart `understudy serve`"
     if not _is_intact(folder, _stamp(folder)):
         return "its files are not those of its digest"
-    proof = _read_proof(folder)
-    if proof.get("digest") != manifest.digest or proof.get("engine", {}).get("base_digest") != engine.base_digest:
+    proof = _read_proof(folder / (MERGED_PROOF if engine.merged else PROOF))
+    about = {"precision": "bfloat16", **proof.get("engine", {})}
+    if proof.get("digest") != manifest.digest or (about.get("base_digest"), about["precision"]) != (engine.base_digest, engine.precision):
         return f"it is not proven; run `understudy prove {name}`"
     return "" if proof.get("passed") is True else "its proof failed"
 
@@ -156,6 +164,7 @@ class Names:
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
         self._workspace, self._http, self._log = workspace, http, log
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
+        self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
         self._making = asyncio.Lock()
         self._refreshing: asyncio.Task[Catalogue] | None = None
@@ -181,7 +190,7 @@ class Names:
         before = self._made[2] if self._made and self._made[1] is engine else None
         try:
             listing = await self._listing(engine) if engine else None
-            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {})
+            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.is_paused)
         except TimeoutError:
             return before or read_catalogue(self._workspace, None, {})
         except AdapterError as error:
@@ -218,9 +227,9 @@ class Names:
             return None
 
 
-def _read_proof(folder: Path) -> dict[str, Any]:
+def _read_proof(file: Path) -> dict[str, Any]:
     try:
-        proof = read_json(folder / PROOF)
+        proof = read_json(file)
     except UnderstudyError:
         return {}
     return proof if isinstance(proof, dict) else {}

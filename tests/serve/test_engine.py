@@ -20,17 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.arguments import EngineSpec, ServedAdapter, build_command, build_environment
 from serve.cpu_lora import add_low_rank, group_rows, pack
-from serve.engine import (
-    EngineSpec,
-    ServedAdapter,
-    build_command,
-    build_environment,
-    registered_adapters,
-    served_base,
-    start_engine,
-    with_closed_template,
-)
+from serve.engine import registered_adapters, served_base, start_engine, with_closed_template
 from serve.supervise import Engine, died, find_cause, free_port, spawn, wait_until_healthy
 from tests.understudy.test_chat import CHATML, HYBRID, R1, make_tokenizer
 from understudy.chat import closed_template, template_digest

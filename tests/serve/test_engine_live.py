@@ -19,8 +19,9 @@ import httpx
 import pytest
 import torch
 
+from serve.arguments import ServedAdapter
 from serve.command import engine_for, log_path, run_serve
-from serve.engine import ServedAdapter, load_adapter, plan_engine, served_models, start_engine
+from serve.engine import load_adapter, plan_engine, served_models, start_engine
 from serve.supervise import free_port, require_free_port
 from tests.conftest import BASE, SERVE, SERVED_BASE, Served, register_random_adapter
 from tests.serve.doors import WIRING
@@ -168,7 +169,7 @@ def test_a_command_borrows_the_running_engine_and_brings_new_adapters(served: Se
 
 def test_a_second_server_for_the_workspace_is_refused(served: Served) -> None:
     with pytest.raises(EngineError, match=served.running.url):
-        run_serve(served.workspace, WIRING)
+        run_serve(served.workspace, WIRING, lambda *_: None)
 
 
 def test_a_taken_port_is_refused_before_anything_starts(served: Served, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from serve.arguments import ServedAdapter
 from serve.command import engine_for
-from serve.engine import ServedAdapter, load_adapter, served_models
+from serve.engine import load_adapter, served_models
 from serve.prove import PROOF, prove
 from tests.conftest import Served
 from understudy.adapters import WEIGHTS, adapter_digest, find_adapter

@@ -6,6 +6,7 @@ import asyncio
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from understudy.adapters import find_adapter, require_served
 from understudy.commands import Outcome, report, workspace_of
@@ -19,13 +20,46 @@ from understudy.workspace import Workspace
 
 
 def serve(args: Namespace) -> Outcome:
-    """Serve until interrupted."""
-    from serve.command import run_serve
+    """Serve until interrupted; with --tune, measure settings for it instead."""
+    from serve.command import run_serve, run_tune
     from serve.gateway.agents import Wiring
     from understudy.commands.answers import answer_json
 
-    run_serve(workspace_of(args), Wiring(partial(answering_tools, may_cache=True), answer_json))
+    workspace = workspace_of(args)
+    if args.tune:
+        return _tuned(run_tune(workspace, show_progress, write=not args.dry_run))
+
+    def merge(adapter: str, folder: Path) -> None:
+        from train.exchange import export_adapter
+
+        export_adapter(workspace, adapter, folder, "merged")
+
+    run_serve(workspace, Wiring(partial(answering_tools, may_cache=True), answer_json), merge)
     return Outcome({})
+
+
+def _tuned(result: dict[str, Any]) -> Outcome:
+    changed = ", ".join(f"serve.{name} {value}" for name, value in result["changed"].items())
+    if not changed:
+        return Outcome(result, [f"the settings in force are the best of {len(result['trials'])} for {result['model']}; nothing is changed"])
+    done = "written to understudy.yaml" if result["written"] else "not written"
+    return Outcome(result, [f"best of {len(result['trials'])} for {result['model']}: {changed}, {result['gain']:.2f} × the throughput; {done}"])
+
+
+def serve_pause(args: Namespace) -> Outcome:
+    """Free the engine's memory until it is resumed."""
+    from serve.pausing import pause
+
+    serving = pause(workspace_of(args), report)
+    return Outcome(serving.model_dump(), [f"the engine behind {serving.url} is paused: requests get 503 and Retry-After until `understudy serve resume`"])
+
+
+def serve_resume(args: Namespace) -> Outcome:
+    """Bring the engine back."""
+    from serve.pausing import resume
+
+    serving = resume(workspace_of(args), report)
+    return Outcome(serving.model_dump(), [f"the engine behind {serving.url} answers again"])
 
 
 def prove(args: Namespace) -> Outcome:
