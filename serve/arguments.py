@@ -78,12 +78,12 @@ class EngineSpec:
         return self.settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if self.device == "cpu" else None)
 
 
-def build_command(spec: EngineSpec) -> list[str]:
-    """The engine's argv; raises UsageError where this machine's vLLM cannot do what the settings ask for.
+def build_command(spec: EngineSpec, packages: frozenset[str] | None = None) -> list[str]:
+    """The engine's argv; raises UsageError where this machine's vLLM cannot do what the settings ask for (`find_faults`).
 
     `python -m`, because `vllm serve` of the CPU wheel cannot find its own metadata.
     """
-    if faults := find_faults(spec):
+    if faults := find_faults(spec, packages):
         raise UsageError("; ".join(faults), "`understudy config show` lists the settings of the section serve and where they come from")
     settings = spec.settings
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(spec.base_path.resolve())]

@@ -257,7 +257,15 @@ COMMANDS = [
     ),
     Command("keys ls", "the keys to the gateway, without the keys themselves", "access:keys_ls"),
     Command("keys revoke", "end a key; running gateways refuse it from the next request on", "access:keys_revoke", [arg("key", help="its name or id")]),
-    Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
+    Command(
+        "prove",
+        "show that the engine serves what was trained",
+        "serving:prove",
+        [
+            arg("adapter"),
+            arg("--matrix", action="store_true", help="score it over NF4, dequantised, bf16 and merged weights instead, and say which to serve"),
+        ],
+    ),
     Command(
         "calibrate",
         "fit a model's validation score and its decision to abstain, on questions of their own",

@@ -69,11 +69,28 @@ def prove(args: Namespace) -> Outcome:
 
     workspace = workspace_of(args)
     require_served(find_adapter(workspace, args.adapter)[0])
+    if args.matrix:
+        return _matrix(workspace, args.adapter)
     with engine_for(workspace, report) as engine:
         result = run(workspace, args.adapter, engine, report, show_progress)
     lines = [f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['value']} (limit {c['limit']})" for c in result["checks"]]
     lines.append(f"{result['adapter']} is {'proven' if result['passed'] else 'NOT proven: it must take no traffic'}")
     return Outcome(result, lines, 0 if result["passed"] else 3)
+
+
+def _matrix(workspace: Workspace, adapter: str) -> Outcome:
+    from serve.command import engine_for
+    from serve.matrix import measure_matrix
+
+    with engine_for(workspace, report) as engine:
+        result = measure_matrix(workspace, adapter, engine, report, show_progress)
+    lines = [f"{'pair':<58} {'loss':>7} {'against trained':>16} {'95 %':>20} {'nats apart':>11}"]
+    for row in result["matrix"]:
+        lines.append(
+            f"{row['pair']:<58} {row['loss']:7.4f} {row['loss_difference']:+16.4f} [{row['low']:+.4f}, {row['high']:+.4f}]".ljust(104)
+            + f"{row['distance']:11.4f}"
+        )
+    return Outcome(result, [*lines, f"{result['rows']} rows, {result['answer_tokens']} answer tokens; to serve: {result['recommended']}"])
 
 
 def calibrate(args: Namespace) -> Outcome:
