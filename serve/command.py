@@ -18,7 +18,7 @@ from serve.pausing import announce, withdraw
 from serve.supervise import Engine, free_port, require_free_port
 from understudy.adapters import is_served, manifests
 from understudy.engines import RunningEngine, find_engine
-from understudy.errors import EngineError
+from understudy.errors import EngineError, UsageError
 from understudy.files import locked
 from understudy.workspace import Workspace
 
@@ -43,6 +43,9 @@ def run_serve(workspace: Workspace, wiring: Wiring, merge: Merger) -> None:
     from serve.gateway.run import Supervisor, run_gateway
     from serve.gateway.server import listen, url_of
 
+    if workspace.config.serve.url:
+        _serve_elsewhere(workspace, wiring)
+        return
     _require_unserved(workspace)
     spec, listening = plan_engine(workspace), listen(workspace)
     for manifest, _ in manifests(workspace):
@@ -71,6 +74,28 @@ def run_serve(workspace: Workspace, wiring: Wiring, merge: Merger) -> None:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _serve_elsewhere(workspace: Workspace, wiring: Wiring) -> None:
+    """The gateway in front of an engine that somebody else runs. Raises NotFoundError where it is not there at first."""
+    from serve.elsewhere import Elsewhere, require_elsewhere
+    from serve.gateway.observe import Log
+    from serve.gateway.run import run_gateway
+    from serve.gateway.server import listen
+
+    listening = listen(workspace)
+    try:
+        engine = require_elsewhere(workspace, _say)
+        assert engine.capabilities is not None
+        _say(f"the engine elsewhere is {engine.capabilities.describe()}")
+        _say(_welcome(workspace, engine))
+        log = Log(workspace.logs / "gateway.jsonl")
+        run_gateway(workspace, wiring, Elsewhere(workspace, log, _say), listening, "elsewhere", log)
+        _say("stopped")
+    except KeyboardInterrupt:
+        _say("stopped")
+    finally:
+        listening.close()
+
+
 def decided(workspace: Workspace, spec: EngineSpec, merge: Merger, may_measure: bool = True) -> EngineSpec:
     """The spec with what `serve.merge` and `serve.speculative_tokens` leave to measurement decided, by a kept one where nothing has changed."""
     if spec.settings.merge == "never" and not spec.settings.speculative_tokens:
@@ -86,6 +111,8 @@ def run_tune(workspace: Workspace, progress: Callable[[str, int], Progress], wri
     """Measure engine settings; the result is the command's JSON. Raises EngineError where an engine runs already, or none can."""
     from serve.tune import tune
 
+    if workspace.config.serve.url:
+        raise UsageError("the engine at serve.url is not ours to tune", "unset serve.url to tune vLLM here")
     _require_unserved(workspace)
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
@@ -100,8 +127,14 @@ def run_tune(workspace: Workspace, progress: Callable[[str, int], Progress], wri
 def engine_for(workspace: Workspace, progress: Callable[[str], None]) -> Iterator[RunningEngine]:
     """The workspace's running engine if it serves the right weights, with every registered adapter loaded; else one of our own.
 
-    Our own listens on the configured port, or on a free one where that is taken, and ends with the block.
+    Our own listens on the configured port, or on a free one where that is taken, and ends with the block. With `serve.url` it is
+    always that one.
     """
+    if workspace.config.serve.url:
+        from serve.elsewhere import require_elsewhere
+
+        yield require_elsewhere(workspace, progress)
+        return
     spec = plan_engine(workspace)
     with _starting(workspace):
         running = find_engine(workspace)

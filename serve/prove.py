@@ -48,6 +48,7 @@ def prove(
     began = time.monotonic()
     manifest, folder = find_adapter(workspace, adapter_name)
     require_served(manifest)
+    _require_provable(engine, manifest.served_name)
     merged = workspace.merged / manifest.served_name if engine.merged == manifest.served_name else None
     report(f"proving {manifest.served_name} at {engine.url}")
     checks = [check_files(manifest, folder)]
@@ -58,8 +59,8 @@ def prove(
         checks.append(check_base(manifest, weights, tokenizer, engine, merged))
     if all(check.passed for check in checks):
         rows = read_rows(dataset_of(workspace, manifest), manifest.served_name)
-        with Server(engine.url, engine.merged or engine.base, manifest.served_name) as server:
-            checks.append(check_listing(server, merged or folder))
+        with Server(engine.url, engine.merged or engine.base, manifest.served_name, engine.api_key) as server:
+            checks.append(check_listing(server, None if engine.capabilities else merged or folder))
             checks.append(check_token_ids(server, tokenizer, choose_spread(rows, TOKEN_ROWS)))
             encoded = fitting(choose_scored(rows, SCORED_ROWS), tokenizer, server.max_tokens)
             if not encoded:
@@ -80,6 +81,15 @@ def prove(
     }
     write_json(folder / (MERGED_PROOF if merged else PROOF), result)
     return result
+
+
+def _require_provable(engine: RunningEngine, adapter: str) -> None:
+    if engine.capabilities is not None and not engine.capabilities.can_prove:
+        lacks = [name for name, has in (("prompt_logprobs", engine.capabilities.prompt_logprobs), ("/tokenize", engine.capabilities.tokenize)) if not has]
+        raise EngineError(
+            f"{adapter} cannot be proven at {engine.url}, so it takes no traffic there: {engine.capabilities.kind} has no {' and no '.join(lacks)}",
+            "serve it with vLLM: unset serve.url, or name a vLLM there",
+        )
 
 
 def measure(

@@ -105,6 +105,11 @@ class Endpoint(Section):
 class Serve(Section):
     """The vLLM engine. It listens on loopback only: who can reach it can load adapters into it."""
 
+    url: str = Field(
+        "", pattern=r"^(https?://[^\s]+/v1)?$", description="an engine that runs elsewhere (vLLM, Ollama, llama.cpp, a cluster), with /v1; empty: our own vLLM"
+    )
+    model: str = Field("", description="with url: the base's name there; empty: the first that it lists")
+    api_key_env: str = Field("", description="with url: the environment variable that holds its key")
     port: int = Field(8300, ge=1, le=65535, description="the engine's port on loopback; clients go to gateway.port")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="dtype of the weights in the engine; auto: the checkpoint's")
     quantization: Literal["none", "fp8", "nf4"] = Field(

@@ -87,6 +87,8 @@ class Gateway:
         is_remote = model.name in self.workspace.config.remotes
         if request.seed is not None and not is_remote and not self._takes_seeds:
             raise Refused(400, "unsupported_parameter", "this engine takes no `seed`", "seed")  # one ends vLLM 0.32's CPU engine
+        if not is_remote:
+            self._require_capable(request)
         async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
             try:
                 await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
@@ -94,6 +96,18 @@ class Gateway:
                 if refused.status == 503:
                     self.names.expire()
                 raise
+
+    def _require_capable(self, request: Sampling) -> None:
+        """Raises Refused where the request needs what an engine elsewhere was found not to have: it might take the field and ignore it."""
+        able = self.names.engine.capabilities if self.names.engine else None
+        if able is None:
+            return
+        form = getattr(request, "response_format", None)
+        asked = {"tools": getattr(request, "tools", None), "response_format": form and form.type != "text", "logprobs": getattr(request, "logprobs", None)}
+        has = {"tools": able.tools, "response_format": able.structured_output, "logprobs": able.logprobs}
+        for field in asked:
+            if asked[field] and not has[field]:
+                raise Refused(400, "unsupported_parameter", f"the engine behind this gateway has no {field.replace('_', ' ')}", field)
 
     async def ask_agent(self, agent: AgentModel, request: ChatRequest, call: Call, send: Send) -> None:
         """Answer from the documents, in the caller's turn."""

@@ -19,7 +19,7 @@ from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
 from serve.prove import MERGED_PROOF, PROOF
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
-from understudy.client import Model, engine_model, remote_model
+from understudy.client import Model, engine_model, remote_model, served_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError, UnderstudyError
@@ -136,7 +136,7 @@ def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: 
             adapters.append(ServedAdapter(manifest, None))
         elif manifest.served_name == engine.merged or (manifest.served_base_digest == engine.base_digest and not engine.merged):
             fault = find_fault(manifest, folder, engine, listing)
-            model = None if fault else Model(manifest.served_name, manifest.served_name, engine.url, has_adapter=True)
+            model = None if fault else served_model(engine, manifest.served_name, manifest.served_name)
             adapters.append(ServedAdapter(manifest, model, fault))
     return Catalogue(engine, adapters, workspace.config, is_paused)
 
@@ -147,7 +147,8 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
     if name not in listing:
         return "the engine has not loaded it; restart `understudy serve`"
     root, parent = listing[name]
-    if not engine.merged and (Path(root).resolve() != folder.resolve() or parent != engine.base):
+    is_elsewhere = engine.capabilities is not None  # its folders are not ours to compare
+    if not engine.merged and (parent != engine.base or not (is_elsewhere or Path(root).resolve() == folder.resolve())):
         return "the engine loaded something else under its name; restart `understudy serve`"
     if not _is_intact(folder, _stamp(folder)):
         return "its files are not those of its digest"
@@ -218,7 +219,8 @@ class Names:
         """None where nothing is there. Raises TimeoutError where it takes long to answer."""
         try:
             timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
-            async with self._http.get(f"{engine.url}/models", timeout=timeout, allow_redirects=False) as reply:
+            headers = {"Authorization": f"Bearer {engine.api_key}"} if engine.api_key_env else {}
+            async with self._http.get(f"{engine.url}/models", headers=headers, timeout=timeout, allow_redirects=False) as reply:
                 rows: list[dict[str, Any]] = (await reply.json(content_type=None))["data"]
                 return {row["id"]: (row.get("root") or "", row.get("parent") or "") for row in rows}
         except TimeoutError:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import uvloop
 
@@ -148,7 +149,14 @@ async def _in_daemon(start: Callable[[], Engine]) -> Engine:
     return await started
 
 
-def run_gateway(workspace: Workspace, wiring: Wiring, supervisor: Supervisor, listening: socket.socket, device: str, log: Log) -> None:
+class Watcher(Protocol):
+    """What tells a gateway which engine there is."""
+
+    async def watch(self, gateway: Gateway) -> None:
+        """For ever."""
+
+
+def run_gateway(workspace: Workspace, wiring: Wiring, supervisor: Watcher, listening: socket.socket, device: str, log: Log) -> None:
     """Serve on a listening socket, which is closed in the end, until SIGINT or SIGTERM; what runs then is given time to end."""
 
     async def serve() -> None:

@@ -85,12 +85,13 @@ def _matrix(workspace: Workspace, adapter: str) -> Outcome:
     with engine_for(workspace, report) as engine:
         result = measure_matrix(workspace, adapter, engine, report, show_progress)
     lines = [f"{'pair':<58} {'loss':>7} {'against trained':>16} {'95 %':>20} {'nats apart':>11}"]
-    for row in result["matrix"]:
-        lines.append(
-            f"{row['pair']:<58} {row['loss']:7.4f} {row['loss_difference']:+16.4f} [{row['low']:+.4f}, {row['high']:+.4f}]".ljust(104)
-            + f"{row['distance']:11.4f}"
-        )
+    lines += [_matrix_line(row) for row in result["matrix"]]
     return Outcome(result, [*lines, f"{result['rows']} rows, {result['answer_tokens']} answer tokens; to serve: {result['recommended']}"])
+
+
+def _matrix_line(row: dict[str, Any]) -> str:
+    interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+    return f"{row['pair']:<58} {row['loss']:7.4f} {row['loss_difference']:+16.4f} {interval:>20} {row['distance']:11.4f}"
 
 
 def calibrate(args: Namespace) -> Outcome:
