@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ from serve.served import Server
 from serve.weigh import CONFIDENCE, RESAMPLES, Floats
 from understudy.adapters import find_adapter, require_served, verify_adapter
 from understudy.chat import Encoded
+from understudy.digests import digest_of
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError
-from understudy.files import write_json
+from understudy.files import read_json, write_json
 from understudy.models import find_weights
 from understudy.progress import Progress
 from understudy.records import SCHEMA_VERSION, AdapterManifest
@@ -67,6 +69,7 @@ def measure_matrix(
 ) -> dict[str, Any]:
     """Score every pair over rows of the adapter's dataset; the result is the command's JSON, kept beside the adapter as matrix.json.
 
+    An interrupted run goes on with the next pair.
     Raises NotFoundError where the adapter, its dataset or weights are missing, AdapterError where PEFT cannot load it.
     """
     import_torch_patiently()
@@ -86,11 +89,9 @@ def measure_matrix(
     with progress("scoring", (len(pairs) + 1) * len(encoded)) as bar:
         for pair in pairs:
             report(f"{pair.name}, {len(encoded)} rows")
-            model = load_pair(pair, folder)
             facts[pair.name] = {"weights": pair.weights.name, "adapter": pair.adapter, "nf4": pair.nf4, "served": pair.served}
-            scores[pair.name] = _scored(Scorer(model).logprobs, encoded, bar)
-            del model
-            gc.collect()
+            kept = workspace.runs / f"matrix-{digest_of([manifest.digest, pair.name, [row.ids for row in encoded]])[:16]}.json"
+            scores[pair.name] = _kept_or_scored(kept, partial(load_pair, pair, folder), encoded, bar)
         with Server(engine.url, engine.merged or engine.base, manifest.served_name) as server:
             name = f"the engine now ({engine.precision}, {'merged' if engine.merged else 'adapter beside the base'})"
             scores[name] = _scored(lambda row: server.logprobs(manifest.served_name, row), encoded, bar)
@@ -102,6 +103,8 @@ def measure_matrix(
         "recommended": recommend(table), "seconds": round(time.monotonic() - began, 1), "created_at": time.time(),
     }  # fmt: skip
     write_json(folder / MATRIX, result)
+    for file in workspace.runs.glob("matrix-*.json"):
+        file.unlink()
     return result
 
 
@@ -153,6 +156,19 @@ def recommend(table: list[dict[str, Any]]) -> str:
     candidates = [row for row in table if row["served"] and row["adapter"] != "none" and not row["pair"].startswith("the engine")]
     better = [row for row in candidates if row["high"] < 0]
     return str(min(better, key=lambda row: row["loss"])["pair"] if better else min(candidates, key=lambda row: row["distance"])["pair"])
+
+
+def _kept_or_scored(kept: Path, load: Callable[[], PreTrainedModel], rows: list[Encoded], bar: Progress) -> list[Floats]:
+    """A pair's scores, from the file where an interrupted run left them."""
+    if kept.exists():
+        bar.advance(len(rows))
+        return [np.array(row) for row in read_json(kept)]
+    model = load()
+    scores = _scored(Scorer(model).logprobs, rows, bar)
+    del model
+    gc.collect()
+    write_json(kept, [row.tolist() for row in scores])
+    return scores
 
 
 def _scored(score: Callable[[Encoded], Floats], rows: list[Encoded], bar: Progress) -> list[Floats]:
