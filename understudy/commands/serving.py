@@ -26,6 +26,8 @@ def serve(args: Namespace) -> Outcome:
     from understudy.commands.answers import answer_json
 
     workspace = workspace_of(args)
+    if args.dry_run and not args.tune:
+        raise UsageError("--dry-run is for --tune", "`understudy serve --tune --dry-run` measures and writes nothing")
     if args.tune:
         return _tuned(run_tune(workspace, show_progress, write=not args.dry_run))
 
