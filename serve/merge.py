@@ -84,11 +84,10 @@ def _measure(workspace: Workspace, spec: EngineSpec, merge: Merger, report: Call
     [adapter] = spec.adapters
     with open_trial(spec, log, report) as engine:
         beside = measure_engine(engine.url, [adapter.name], prompts)
-    with open_trial(merged_spec(workspace, spec, merge), log, report) as engine:
-        merged = measure_engine(engine.url, [adapter.name], prompts)
-        try:
+    try:
+        with open_trial(merged_spec(workspace, spec, merge), log, report) as engine:
+            merged = measure_engine(engine.url, [adapter.name], prompts)
             proven = bool(prove(workspace, adapter.name, engine, report, show_progress)["passed"])
-        except UnderstudyError as error:
-            report(f"no proof: {error.message}")
-            proven = False
+    except UnderstudyError as error:
+        return {"use": False, "because": f"the adapter is served beside its base: merged it cannot be served and proven: {error.message}"}
     return judge(beside, merged, proven)

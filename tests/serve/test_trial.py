@@ -21,7 +21,7 @@ from tests.scripted import Endpoint, status
 from tests.serve.test_arguments import make_spec
 from understudy.config import Serve
 from understudy.engines import RunningEngine
-from understudy.errors import EngineError
+from understudy.errors import AdapterError, EngineError
 from understudy.files import write_json
 from understudy.progress import show_progress
 from understudy.records import Message
@@ -145,6 +145,19 @@ def test_two_adapters_are_not_merged(prompted: Workspace) -> None:
     said: list[str] = []
     spec = make_spec(settings=Serve(merge="auto"), adapters=[ServedAdapter(f"{name}@0123456789ab", Path("/a"), 8) for name in "ab"])
     assert decide_merge(prompted, spec, lambda *_: None, said.append) == spec and "lone adapter" in said[0]
+
+
+def test_what_cannot_be_merged_is_served_beside_its_base(prompted: Workspace, endpoint: Endpoint) -> None:
+    spec = make_spec(settings=Serve(merge="auto"), adapters=[ServedAdapter("a@0123456789ab", Path("/a"), 8)])
+
+    def merge(*_: object) -> None:
+        raise AdapterError("no such layer")
+
+    said: list[str] = []
+    opened: Opened = []
+    for _ in range(2):
+        assert decide_merge(prompted, spec, merge, said.append, trials(endpoint, opened)) == spec
+    assert "no such layer" in said[-1] and len(opened) == 1  # kept
 
 
 def test_a_merged_adapter_is_kept_and_served_by_its_own_weights(prompted: Workspace) -> None:
