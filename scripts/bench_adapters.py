@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from serve.arguments import EngineSpec, ServedAdapter
 from serve.engine import load_adapter, plan_engine, unload_adapter
 from serve.load import CONCURRENCY, Load, Prompt, read_prompts, run_load
-from serve.trial import trial_engine
+from serve.measured import trial_engine
 from understudy.adapters import CONFIG, WEIGHTS, adapter_digest, find_adapter
 from understudy.errors import AdapterError
 from understudy.files import write_json

@@ -14,8 +14,8 @@ from typing import Any
 
 from serve.arguments import EngineSpec
 from serve.load import read_prompts
+from serve.measured import PROMPTS, Measured, fingerprint, measure_engine, recall, remember, trial_engine
 from serve.prove import prove
-from serve.trial import PROMPTS, Measured, fingerprint, measure_engine, recall, remember, trial_engine
 from understudy.digests import digest_of_files
 from understudy.errors import UnderstudyError
 from understudy.files import read_json, write_json

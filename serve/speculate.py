@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.arguments import EngineSpec
 from serve.load import CONCURRENCY, Load, Prompt, measure, read_prompts
-from serve.trial import fingerprint, recall, remember, trial_engine
+from serve.measured import fingerprint, recall, remember, trial_engine
 from understudy.errors import EngineError
 from understudy.workspace import Workspace
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from serve.arguments import CPU_BATCHED_TOKENS, CPU_SEQS, EngineSpec
 from serve.load import CONCURRENCY, read_prompts
-from serve.trial import PROMPTS, Measured, fingerprint, measure_engine, recall, remember, trial_engine
+from serve.measured import PROMPTS, Measured, fingerprint, measure_engine, recall, remember, trial_engine
 from understudy.config import FILE_NAME
 from understudy.errors import EngineError
 from understudy.progress import Progress

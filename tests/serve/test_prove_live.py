@@ -16,9 +16,9 @@ from serve.command import engine_for
 from serve.engine import load_adapter, plan_engine, served_models
 from serve.gateway.names import find_fault
 from serve.matrix import MATRIX, measure_matrix
+from serve.measured import trial_engine
 from serve.merge import merged_spec
 from serve.prove import MERGED_PROOF, PROOF, prove
-from serve.trial import trial_engine
 from tests.conftest import Served
 from train.exchange import export_adapter
 from understudy.adapters import WEIGHTS, adapter_digest, find_adapter

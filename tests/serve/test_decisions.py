@@ -13,9 +13,9 @@ import yaml
 
 from serve.arguments import EngineSpec, ServedAdapter
 from serve.load import Load, Reply, measure, read_prompts
+from serve.measured import Measured, fingerprint, recall, remember
 from serve.merge import decide_merge, judge
 from serve.speculate import Verdict, compare, decide_speculation
-from serve.trial import Measured, fingerprint, recall, remember
 from serve.tune import GRID, descend, is_better, tune
 from tests.scripted import Endpoint, status
 from tests.serve.test_arguments import make_spec
