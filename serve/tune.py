@@ -1,7 +1,8 @@
 """`serve --tune`: a few engine settings measured on this machine with the workspace's own prompts, the best written to the settings.
 
 Coordinate descent: one setting after the other, each tried at a few values with the best of the others. Only settings that change no
-answer are tried; prefix caching is not, because single prompts do not show what it gives to a run of several steps. A trial that was
+answer are tried; prefix caching is not, because single prompts do not show what it gives to a run of several steps. In the end the
+settings in force are measured again, so that a machine that was busy at first does not make others look better. A trial that was
 measured is kept, so an interrupted tuning goes on where it stopped.
 """
 
@@ -46,19 +47,19 @@ def tune(
     model = spec.adapters[-1].name if spec.adapters else spec.base
     grid, current = GRID[spec.device], settings_in_force(spec)
     trials: dict[str, tuple[Settings, Measured | None]] = {}
-    total = 1 + sum(len(values) - (current[name] in values) for name, values in grid.items())
+    total = 2 + sum(len(values) - (current[name] in values) for name, values in grid.items())
     with progress("tuning", total) as bar:
 
-        def try_out(settings: Settings) -> Measured | None:
+        def try_out(settings: Settings, turn: str = "tune") -> Measured | None:
             key = fingerprint(with_settings(spec, settings), [[message.content for message in prompt] for prompt in prompts], model)
-            decision = "tune " + " ".join(f"{name}={value}" for name, value in settings.items())
+            decision = f"{turn} " + " ".join(f"{name}={value}" for name, value in settings.items())
             kept = recall(workspace, decision, key)
             if kept is None:
                 kept = _measure(workspace, with_settings(spec, settings), model, prompts, report, open_trial)
                 remember(workspace, decision, key, kept)
             measured = Measured(**kept["measured"]) if kept["measured"] else None
             trials[decision] = (settings, measured)
-            bar.advance(note=decision.removeprefix("tune "))
+            bar.advance(note=decision)
             report(describe(settings, measured, kept.get("fault", "")))
             return measured
 
@@ -66,12 +67,15 @@ def tune(
         if first is None:
             raise EngineError("the engine cannot run with the settings in force, so there is nothing to better", "see logs/engine.log")
         best, measured = descend(current, first, grid, try_out)
+        again = try_out(current, "again") if best != current else first
+        if again is None or not is_better(measured, again, again):
+            best, measured = current, again or first
     changed = {name: value for name, value in best.items() if value != current[name]}
     if changed and write:
         set_values(workspace.root / FILE_NAME, {f"serve.{name}": value for name, value in changed.items()})
     return {
-        "model": model, "concurrency": CONCURRENCY, "prompts": len(prompts), "before": first.to_json(), "best": measured.to_json(), "settings": best,
-        "changed": changed, "written": bool(changed and write), "gain": round(measured.throughput / first.throughput, 3),
+        "model": model, "concurrency": CONCURRENCY, "prompts": len(prompts), "before": (again or first).to_json(), "best": measured.to_json(), "settings": best,
+        "changed": changed, "written": bool(changed and write), "gain": round(measured.throughput / (again or first).throughput, 3),
         "trials": [{"settings": settings, "measured": each.to_json() if each else None} for settings, each in trials.values()],
     }  # fmt: skip
 

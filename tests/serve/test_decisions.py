@@ -212,9 +212,16 @@ def test_tuning_writes_what_is_better_and_goes_on_where_it_stopped(prompted: Wor
     assert yaml.safe_load((prompted.root / "understudy.yaml").read_text()) == {"gateway": {"max_body_mib": 0.1}}
     before = len(opened)
     result = tune(prompted, spec, print, show_progress, True, trials(endpoint, opened))
-    assert len(opened) - before == len(result["trials"]) - 2 and result["changed"] == {"max_num_batched_tokens": 512} and result["gain"] == 2.0
+    assert len(opened) - before == len(result["trials"]) - 2 == 5 and result["changed"] == {"max_num_batched_tokens": 512} and result["gain"] == 2.0
     assert create_workspace(str(prompted.root)).config.serve.max_num_batched_tokens == 512
     assert tune(prompted, spec, print, show_progress, False, trials(endpoint, []))["written"] is False
+
+
+def test_a_machine_that_was_busy_at_first_changes_nothing(prompted: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Opened = []
+    monkeypatch.setattr("serve.tune.measure_engine", lambda *_: figures(100.0 if len(opened) == 1 else 200.0))
+    result = tune(prompted, make_spec(), print, show_progress, True, trials(endpoint, opened))
+    assert (result["changed"], result["written"], len(opened)) == ({}, False, 7)
 
 
 def test_settings_that_cannot_run_are_passed_over(prompted: Workspace) -> None:
