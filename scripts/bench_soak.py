@@ -6,7 +6,7 @@ this version has them, and the engine's processes get SIGKILL at a quarter, half
 
     wrong answers     a reply under another name than was asked for, or with the text that only the other model gives
     unclean errors    anything but OpenAI's error shape with 429, 502, 503 or 504, or an error event in a stream
-    lost traces       a `rag` answer whose trace is not in the store, whole
+    lost traces       a `rag` answer whose trace is not in the store, or not whole there though its run was said to be
     leaks             resident memory (median) and open files (most) of the serving process, in the last fifth and in the second
 
 Prints a JSON line each; exit 1 where one of them is not as it must be.
@@ -64,7 +64,7 @@ class Seen:
     refused: Counter[str] = field(default_factory=Counter)  # clean errors, by code
     wrong: list[str] = field(default_factory=list)
     unclean: list[str] = field(default_factory=list)
-    traces: list[str] = field(default_factory=list)
+    traces: dict[str, bool] = field(default_factory=dict)  # id → whether its run was told to be whole
     changes: int = 0  # adapters loaded and unloaded, releases switched
     kills: int = 0
     restored: list[float] = field(default_factory=list)  # seconds from a kill to the next readiness
@@ -106,7 +106,7 @@ async def question(http: aiohttp.ClientSession, door: Door, prompt: Prompt, seen
     if reply is not None:
         seen.answers["rag"] += 1
         if reply["understudy"]["cache"] not in ("exact", "semantic"):
-            seen.traces.append(reply["understudy"]["trace_id"])
+            seen.traces[reply["understudy"]["trace_id"]] = reply["choices"][0]["finish_reason"] == "stop"
 
 
 async def ask(http: aiohttp.ClientSession, door: Door, body: dict[str, Any], seen: Seen) -> dict[str, Any] | None:
@@ -234,7 +234,8 @@ async def tell(until: float, seen: Seen) -> None:
 
 def judge(door: Door, seen: Seen, minutes: float) -> list[dict[str, Any]]:
     """The lines to print; `ours` against the limit that holds it."""
-    lost = [each for each in seen.traces if (trace := door.workspace.store.trace(each)) is None or not trace.complete]
+    kept = {each: door.workspace.store.trace(each) for each in seen.traces}
+    lost = [each for each, trace in kept.items() if trace is None or trace.complete is not seen.traces[each]]
     fifth = max(1, len(seen.samples) // 5)
     first, last = seen.samples[fifth : 2 * fifth], seen.samples[-fifth:]
     before, growth = (statistics.median(resident for resident, _ in part) for part in (first, last))

@@ -124,11 +124,11 @@ def run_tune(workspace: Workspace, progress: Callable[[str, int], Progress], wri
 
 
 @contextmanager
-def engine_for(workspace: Workspace, progress: Callable[[str], None]) -> Iterator[RunningEngine]:
+def engine_for(workspace: Workspace, progress: Callable[[str], None], only: str = "") -> Iterator[RunningEngine]:
     """The workspace's running engine if it serves the right weights, with every registered adapter loaded; else one of our own.
 
     Our own listens on the configured port, or on a free one where that is taken, and ends with the block. With `serve.url` it is
-    always that one.
+    always that one. `only`: the one adapter that is asked, so that an engine in which it is merged will do.
     """
     if workspace.config.serve.url:
         from serve.elsewhere import require_elsewhere
@@ -138,7 +138,9 @@ def engine_for(workspace: Workspace, progress: Callable[[str], None]) -> Iterato
     spec = plan_engine(workspace)
     with _starting(workspace):
         running = find_engine(workspace)
-        if running is not None and running.base_digest == spec.base_digest and not running.merged:
+        if running is not None and running.merged and running.merged == only:
+            engine, shared = None, running
+        elif running is not None and running.base_digest == spec.base_digest and not running.merged:
             engine, shared = None, _with_adapters(running, spec)
         else:
             engine = start_engine(_on_free_port(spec), log_path(workspace), progress, None if running else workspace.engine_file)

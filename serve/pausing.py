@@ -60,11 +60,8 @@ def withdraw(workspace: Workspace) -> None:
 
 def is_pause_wanted(workspace: Workspace) -> bool:
     """Whether the engine shall be away now."""
-    try:
-        holder = _Pause.model_validate(read_json(_pause_file(workspace))).holder
-    except (NotFoundError, StorageError, ValidationError):
-        return False
-    return holder == 0 or is_alive(holder)
+    holder = _holder(workspace)
+    return holder is not None and (holder == 0 or is_alive(holder))
 
 
 def pause(workspace: Workspace, report: Callable[[str], None], holder: int = 0) -> Serving:
@@ -77,7 +74,7 @@ def pause(workspace: Workspace, report: Callable[[str], None], holder: int = 0) 
     try:
         return _wait_for(workspace, "paused", workspace.config.gateway.drain_seconds + SPARE_SECONDS, report)
     except BaseException:
-        _pause_file(workspace).unlink(missing_ok=True)
+        _let_go(workspace, holder)
         raise
 
 
@@ -99,8 +96,22 @@ def borrowed(workspace: Workspace, report: Callable[[str], None]) -> Iterator[No
     try:
         yield
     finally:
-        _pause_file(workspace).unlink(missing_ok=True)
+        _let_go(workspace, os.getpid())
         report("the engine is given its memory back")
+
+
+def _holder(workspace: Workspace) -> int | None:
+    """Whom a pause is for; None where there is none."""
+    try:
+        return _Pause.model_validate(read_json(_pause_file(workspace))).holder
+    except (NotFoundError, StorageError, ValidationError):
+        return None
+
+
+def _let_go(workspace: Workspace, holder: int) -> None:
+    """End a pause, unless it is somebody else's by now: `serve pause` outlasts the borrower whom it came upon."""
+    if _holder(workspace) == holder:
+        _pause_file(workspace).unlink(missing_ok=True)
 
 
 def _require_serving(workspace: Workspace) -> Serving:

@@ -74,6 +74,13 @@ def test_what_is_borrowed_is_given_back_also_on_failure(workspace: Workspace) ->
     assert seen[-1] is False
 
 
+def test_a_pause_asked_for_outlasts_the_borrower_it_came_upon(workspace: Workspace) -> None:
+    with someone_serves(workspace):
+        with borrowed(workspace, print):
+            pause(workspace, print)
+        assert is_pause_wanted(workspace)
+
+
 def test_a_borrower_that_is_killed_holds_nothing(workspace: Workspace) -> None:
     holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     with someone_serves(workspace):
