@@ -80,7 +80,7 @@ class _Asker:
 
 
 def probe(url: str, model: str, key: str = "") -> Capabilities:
-    """Ask a server what it can do with a model; about six requests. Raises EndpointError where it does not even chat."""
+    """Ask a server what it can do with a model; about nine requests. Raises EndpointError where it does not even chat."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(headers=headers, timeout=PROBE_SECONDS, follow_redirects=False) as http:
         ask = _Asker(http, url, model)
@@ -91,6 +91,7 @@ def probe(url: str, model: str, key: str = "") -> Capabilities:
         echoed = _first(ask.post(f"{url}/completions", {"prompt": "one two three", "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}))
         tokens = ask.post(f"{ask.root}/tokenize", {"messages": [{"role": "user", "content": "one"}], "add_generation_prompt": True})
         called = ask.chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "probe"}})
+        may_choose = bool(ask.chat(tools=[TOOL], tool_choice="auto"))  # vLLM without a parser forces a named call, and refuses to choose
         rows = (ask.get(f"{url}/models") or {}).get("data") or []
         return Capabilities(
             kind=kind,
@@ -98,7 +99,7 @@ def probe(url: str, model: str, key: str = "") -> Capabilities:
             logprobs=bool((scored.get("logprobs") or {}).get("content")),
             prompt_logprobs=bool(echoed.get("prompt_logprobs")),
             tokenize=isinstance(tokens, dict) and bool(tokens.get("tokens")),
-            tools=bool((called.get("message") or {}).get("tool_calls")),
+            tools=may_choose and bool((called.get("message") or {}).get("tool_calls")),
             structured_output=_keeps_to_schema(ask),
             lists_adapters=any(isinstance(row, dict) and "parent" in row for row in rows),
             loads_adapters=ask.status(f"{url}/load_lora_adapter", {}) in (400, 422),  # the route is there, and wants a name
