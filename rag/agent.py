@@ -50,7 +50,7 @@ class State(TypedDict):
 async def plan(state: State) -> State:
     """Rewrite the question as a search query; sampled in later rounds, for another one."""
     run = state["run"]
-    step = await run.ask("plan", prompts.plan_messages(run.question, run.worked_example), run.tools.settings.max_plan_tokens)
+    step = await run.ask("plan", prompts.plan_messages(run.question, run.worked_example("plan")), run.tools.settings.max_plan_tokens)
     run.query = prompts.parse_query(step.text)
     run.add(step, {"query": run.query})
     return state
@@ -80,10 +80,7 @@ async def answer(state: State) -> State:
     run, settings = state["run"], state["run"].tools.settings
     for texts in contexts(run.tools.retriever.settings.aggregate, run.question, run.passages):
         run.shown = texts
-        if settings.mode == "closed-book":
-            messages = prompts.closed_book_messages(run.question)
-        else:
-            messages = prompts.answer_messages(run.question, texts, run.worked_example)
+        messages = prompts.closed_book_messages(run.question) if settings.mode == "closed-book" else prompts.answer_messages(run.question, texts, run.shots)
         step = await (_write_from_beginning(run, messages) if _completes_quotes(run) else run.ask("answer", messages, settings.max_answer_tokens, _shown(run)))
         run.answer = prompts.parse_answer(step.text)
         ids = [passage.chunk.id for passage in run.passages]
@@ -100,8 +97,8 @@ async def validate(state: State) -> State:
     assert run.answer is not None and run.written is not None
     answered = run.written
     proposal = prompts.ABSTENTION if run.answer.abstained else prompts.proposal_text(run.answer.quotes, run.answer.text)
-    messages = prompts.validate_messages(run.question, run.shown, proposal, run.worked_example)
-    step = await run.ask("validate", messages, VERDICT_TOKENS if run.client.gives_logprobs else STATED_VERDICT_TOKENS)
+    messages = prompts.validate_messages(run.question, run.shown, proposal, run.worked_example("validate"))
+    step = await run.ask("validate", messages, VERDICT_TOKENS if run.client("validate").gives_logprobs else STATED_VERDICT_TOKENS)
     _judge(run, answered, read_verdict(run.written))
     last = run.attempts[-1]
     run.add(step, {"score": last.score, "abstained": last.answer.abstained, **last.signals})
@@ -218,12 +215,12 @@ def _judge(run: Run, answered: Completion, verdict: float | None) -> None:
     points = calibration.score(signals, abstained) if calibration else plain_score(signals, abstained)
     if not run.answer.text:
         points = 0.0  # a quote without an answer: cut off, or going round in circles
-    run.attempts.append(Attempt(run.answer, citations, points, signals, run.passages, run.client.model.name))
+    run.attempts.append(Attempt(run.answer, citations, points, signals, run.passages, run.client().model.name))
     run.answer_again = not abstained and (verbatim < 1.0 or not run.answer.well_formed) and not run.answer_again
 
 
 def _completes_quotes(run: Run) -> bool:
-    return run.policy.completes_quotes and run.client.model.continues and run.tools.settings.mode != "closed-book"
+    return run.policy.completes_quotes and run.client().model.continues and run.tools.settings.mode != "closed-book"
 
 
 async def _write_from_beginning(run: Run, messages: list[Message]) -> Step:

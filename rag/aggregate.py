@@ -7,12 +7,9 @@ summarise   one prompt with the sentences that bear on the question, in their or
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
 from typing import Literal
 
-from rag.index import tokenize
+from rag.nearest import nearness, sentence_spans
 from rag.retrieve import document_order
 from understudy.records import Passage
 
@@ -30,16 +27,12 @@ def contexts(strategy: Strategy, question: str, passages: list[Passage], max_wor
 
 
 def summarise(question: str, texts: list[str], max_words: int) -> list[str]:
-    """Of each text the sentences that share most with the question, verbatim and in order; texts without one are left out.
+    """Of each text the sentences that share most with the question (rag.nearest), verbatim and in order; texts without one are left out.
 
-    A sentence scores the sum of idf over the stems it shares with the question, idf being taken over the sentences at
-    hand. Sentences are taken by score, the earlier of equals first, while they fit in `max_words`.
+    Sentences are taken by score, the earlier of equals first, while they fit in `max_words`.
     """
-    sentences = [(place, sentence) for place, text in enumerate(texts) for sentence in re.split(r"(?<=[.!?])\s+", text.strip()) if sentence]
-    stems = [set(words) for words in tokenize([sentence for _, sentence in sentences])]
-    wanted = set(tokenize([question])[0])
-    frequency = Counter(stem for own in stems for stem in own & wanted)
-    scores = [sum(math.log(1 + len(sentences) / frequency[stem]) for stem in own & wanted) for own in stems]
+    sentences = [(place, text[start:end].strip()) for place, text in enumerate(texts) for start, end in sentence_spans(text)]
+    scores = nearness(question, [sentence for _, sentence in sentences])
     taken, left = set(), max_words
     for i in sorted(range(len(sentences)), key=lambda i: (-scores[i], i)):
         words = len(sentences[i][1].split())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from rag.agent import Tools, run_agent
-from rag.eval.metrics import Row, score_trace, validator_auroc
+from rag.eval.metrics import Row, score_trace, validator_auroc, worth
 from rag.policy import WHOLE_GRAPH, Policy, is_worth_taking, worth_going_on_below
-from rag.prompts import PROMPT_VERSION
+from rag.prompts import PROMPT_VERSION, Shot
 from rag.retrieve import Retriever
-from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, Calibration, constant, fit_logistic, write_calibration
+from rag.shots import choose_shots
+from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, Calibration, Logistic, constant, fit_logistic, write_calibration
 from understudy.digests import digest_of
 from understudy.errors import EndpointError
 from understudy.progress import Progress
@@ -46,11 +47,8 @@ class Tried:
         return bool(self.row["is_right"])
 
     def points(self, abstains: bool) -> float:
-        """What it is worth once it is decided whether to abstain: token-F1, or its mean with citation recall where there are quotes to cite."""
-        if not self.row["answerable"]:
-            return float(abstains)
-        earned = [self.row[name] for name in ("token_f1", "citation_recall") if self.row[name] is not None]
-        return 0.0 if abstains else sum(number or 0.0 for number in earned) / len(earned)
+        """What it is worth once it is decided whether to abstain."""
+        return worth(self.row, abstains)
 
 
 @dataclass(frozen=True)
@@ -93,27 +91,37 @@ class Arm:
         return scores, gains
 
 
-def calibration_key(questions_digest: str, retriever: Retriever, weights: str) -> str:
+def calibration_key(questions_digest: str, retriever: Retriever, weights: str, max_false_abstentions: float) -> str:
     """Digest of everything a calibration rests on; `weights` is the digest of the model's."""
-    return digest_of([questions_digest, retriever.generation, retriever.settings.model_dump(), PROMPT_VERSION, weights])
+    return digest_of([questions_digest, retriever.generation, retriever.settings.model_dump(), PROMPT_VERSION, weights, max_false_abstentions])
 
 
 async def calibrate(
-    questions: list[Question], key: str, tools: Tools, folder: Path, concurrency: int, progress: Callable[[str, int], Progress]
+    questions: list[Question],
+    key: str,
+    tools: Tools,
+    folder: Path,
+    concurrency: int,
+    progress: Callable[[str, int], Progress],
+    training: Iterable[Trace] = (),
 ) -> dict[str, Any]:
-    """Run the agent over the questions, fit, keep the calibration in the folder; returns the command's JSON. Raises EndpointError."""
+    """Run the agent over the questions, fit, keep the calibration in the folder; returns the command's JSON. Raises EndpointError.
+
+    A model without an adapter gets worked examples from the training traces first (rag.shots).
+    """
     keyed = [question for question in questions if question.has_answer_key]
     ways = [WHOLE_GRAPH, WITHOUT_PLAN] + ([WITH_COPIED_QUOTES] if tools.client.model.continues else [])
     gate = asyncio.Semaphore(concurrency)
-    with progress("calibrating", len(keyed) * len(ways)) as bar:
+    async with tools:
+        shots = [] if tools.client.model.has_adapter else await choose_shots(tools, training, concurrency, progress)
+        with progress("calibrating", len(keyed) * len(ways)) as bar:
 
-        async def ask(question: Question, way: Policy) -> Trace:
-            async with gate:
-                trace = await run_agent(question.question, _tools_for(tools, way))
-                bar.advance()
-                return trace
+            async def ask(question: Question, way: Policy) -> Trace:
+                async with gate:
+                    trace = await run_agent(question.question, _tools_for(tools, way, shots))
+                    bar.advance()
+                    return trace
 
-        async with tools:
             traces = [await asyncio.gather(*(ask(question, way) for question in keyed)) for way in ways]
     whole = [place for place, of_question in enumerate(zip(*traces, strict=True)) if all(trace.complete for trace in of_question)]
     if not whole:
@@ -121,22 +129,26 @@ async def calibrate(
         raise EndpointError("no calibration question was answered", why)
     chunks = tools.retriever.chunks
     attempts = {way: [attempts_of(of_way[place], keyed[place], chunks) for place in whole] for way, of_way in zip(ways, traces, strict=True)}
-    calibration = fit_calibration(key, tools.client.model.name, attempts)
+    limit = tools.settings.max_false_abstentions
+    calibration = fit_calibration(key, tools.client.model.name, attempts, limit).model_copy(update={"shots": shots})
     write_calibration(folder, calibration)
     return calibration_json(calibration)
 
 
-def _tools_for(tools: Tools, way: Policy) -> Tools:
+def _tools_for(tools: Tools, way: Policy, shots: list[Shot]) -> Tools:
     """Tools that send every question one way: no score is accepted, and only the whole graph has more than one round."""
     rounds = tools.settings.max_rounds if way == WHOLE_GRAPH else 1
     settings = tools.settings.model_copy(update={"mode": "agentic", "accept_score": 1.0, "max_rounds": rounds})
-    unfitted = Calibration(key="", model=tools.client.model.name, questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None, policy=way)
-    return replace(tools, settings=settings, calibration=unfitted, teacher=None)
+    unfitted = Calibration(key="", model="", questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None)
+    return replace(tools, settings=settings, calibration=unfitted.model_copy(update={"policy": way, "shots": shots}), teacher=None)
 
 
-def fit_calibration(key: str, model: str, attempts: dict[Policy, list[list[Tried]]]) -> Calibration:
-    """The calibration of each question's attempts, by the way it was sent: the whole graph first, the cheapest way last."""
-    arms = {way: Arm(tried, cross_fit([t[0] for t in tried], FREE_SIGNALS)) for way, tried in attempts.items()}
+def fit_calibration(key: str, model: str, attempts: dict[Policy, list[list[Tried]]], limit: float) -> Calibration:
+    """The calibration of each question's attempts, by the way it was sent: the whole graph first, the cheapest way last.
+
+    `limit` is the largest share of the answerable questions on which to abstain.
+    """
+    arms = {way: Arm(tried, cross_fit([t[0] for t in tried], FREE_SIGNALS, limit)) for way, tried in attempts.items()}
     whole = arms[WHOLE_GRAPH]
     way = [way for way, arm in arms.items() if arm is whole or not is_worth_taking(arm.given_up(whole))][-1]
     first = [tried[0] for tried in attempts[way]]
@@ -144,9 +156,9 @@ def fit_calibration(key: str, model: str, attempts: dict[Policy, list[list[Tried
     signals = RIGHT_SIGNALS if asks else FREE_SIGNALS
     has_rounds = any(len(tried) > 1 for tried in whole.attempts)
     policy = way.model_copy(update={"asks_verdict": asks, "goes_on_below": worth_going_on_below(*whole.gains()) if has_rounds else 1.0})
-    judged = Arm(attempts[way], cross_fit(first, signals))
+    judged = Arm(attempts[way], cross_fit(first, signals, limit))
     kinds = [[fit.abstains(t.signals) != kind for t, fit in zip(first, judged.fits, strict=True) if t.row["answerable"] == kind] for kind in (True, False)]
-    fit = fit_signals(first, signals)
+    fit = fit_signals(first, signals, limit)
     return fit.model_copy(
         update={
             "key": key,
@@ -171,29 +183,42 @@ def attempts_of(trace: Trace, question: Question, chunks: dict[str, Chunk]) -> l
     return attempts
 
 
-def fit_signals(tried: list[Tried], signals: tuple[str, ...]) -> Calibration:
-    """The two fits, and how much likelier a question is answerable than not."""
+def fit_signals(tried: list[Tried], signals: tuple[str, ...], max_false_abstentions: float) -> Calibration:
+    """The two fits, from where on an answer stands, and how much likelier a question is answerable than not."""
     given = [t for t in tried if not t.abstained]
     are_right = [t.is_right for t in given]
     answerable = [bool(t.row["answerable"]) for t in tried]
     prior = math.log(sum(answerable) / (len(answerable) - sum(answerable))) if len(set(answerable)) == 2 else 0.0
+    decision = fit_logistic(ANSWERABLE_SIGNALS, [t.signals for t in tried], answerable, balanced=True)
     return Calibration(
         key="",
         model="",
         questions=len(tried),
         right=fit_logistic(signals, [t.signals for t in given], are_right) or constant(are_right),
-        answerable=fit_logistic(ANSWERABLE_SIGNALS, [t.signals for t in tried], answerable, balanced=True),
+        answerable=decision,
+        threshold=answering_threshold(decision, tried, max_false_abstentions) if decision else 0.5,
         auroc=None,
         abstention_accuracy=None,
         prior=prior,
     )
 
 
-def cross_fit(tried: list[Tried], signals: tuple[str, ...]) -> list[Calibration]:
+def answering_threshold(decision: Logistic, tried: list[Tried], max_false_abstentions: float) -> float:
+    """The probability from which an answer stands: 0.5, or lower where that would abstain on too large a share of the answerable questions.
+
+    Abstentions that the model itself chose count among them and cannot be taken back.
+    """
+    answerable = [t for t in tried if t.row["answerable"]]
+    spare = math.floor(max_false_abstentions * len(answerable)) - sum(t.abstained for t in answerable)
+    chances = sorted(decision.probability(t.signals) for t in answerable if not t.abstained)
+    return min(0.5, chances[max(0, spare)]) if spare < len(chances) else 0.5
+
+
+def cross_fit(tried: list[Tried], signals: tuple[str, ...], max_false_abstentions: float) -> list[Calibration]:
     """For each question the fits without its own fold."""
     order = np.random.default_rng(0).permutation(len(tried))
     folds = [set(order[fold::FOLDS].tolist()) for fold in range(FOLDS)]
-    fits = [fit_signals([t for place, t in enumerate(tried) if place not in held], signals) for held in folds]
+    fits = [fit_signals([t for place, t in enumerate(tried) if place not in held], signals, max_false_abstentions) for held in folds]
     return [next(fit for fit, held in zip(fits, folds, strict=True) if place in held) for place in range(len(tried))]
 
 
@@ -206,7 +231,7 @@ def verdict_helps(tried: list[Tried]) -> bool:
 def _losses(tried: list[Tried], signals: tuple[str, ...]) -> list[float]:
     """The cross-validated log loss, in nats, of each answer's score; 0 for an abstention."""
     losses = []
-    for fit, t in zip(cross_fit(tried, signals), tried, strict=True):
+    for fit, t in zip(cross_fit(tried, signals, 1.0), tried, strict=True):
         chance = fit.right.probability(t.signals) if fit.right and not t.abstained else 1.0
         losses.append(-math.log(max(1e-9, chance if t.is_right or t.abstained else 1 - chance)))
     return losses
@@ -222,4 +247,5 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
         "abstention_accuracy": calibration.abstention_accuracy,
         "weights": {name: dict(zip(fit.signals, fit.weights, strict=True)) for name, fit in fits.items() if fit},
         "policy": calibration.policy.model_dump(),
+        "worked_examples": [shot.question for shot in calibration.shots],
     }

@@ -8,6 +8,7 @@ from understudy.records import Chunk, Citation
 
 SENTENCE_WORDS = 60  # a longer sentence is quoted in part
 BEGINNING_WORDS = 4  # fewer identify no sentence
+SENTENCE_BREAK = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n")
 
 
 def find_quote(quote: str, text: str) -> tuple[int, int] | None:
@@ -29,7 +30,7 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     break ends nothing, because PDFs break lines anywhere. A span that would grow beyond SENTENCE_WORDS, as in a
     long table without full stops, is returned as it is.
     """
-    breaks = [0, *(m.end() for m in re.finditer(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n", text)), len(text)]
+    breaks = [0, *(m.end() for m in SENTENCE_BREAK.finditer(text)), len(text)]
     first = max(b for b in breaks if b <= start)
     last = min(b for b in breaks if b >= end)
     whole = text[first:last]

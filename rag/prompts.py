@@ -7,15 +7,20 @@ prefix cache pays for the passages once, and so does training over a prefix tree
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict
+
 from rag.citations import complete_quote
+from rag.nearest import nearest_sentences
 from understudy.digests import digest_of
 from understudy.records import Message
 
 ABSTENTION = "The documents do not answer this question."
 
 QUOTE_LABEL, ANSWER_LABEL = "Quote:", "Answer:"
+NEAREST = 2  # sentences that an answer prompt points at
 
 SYSTEM = "You answer questions about documents. Use only the passages you are given."
 PLAN_SYSTEM = "You turn questions into search queries."
@@ -25,7 +30,7 @@ ANSWER_TASK = (
     "Copy the sentence of the passages that answers the question, word for word, after 'Quote:'. "
     "Then answer in one sentence after 'Answer:'. "
     f"If the passages do not answer it, write only: {ABSTENTION}\n"
-    "Question: {question}"
+    "Question: {question}\nSentences near it:\n{nearest}"
 )
 VALIDATE_TASK = (
     "Is the proposed answer right, by the passages alone? Write a score from 0 (wrong) to 1 (right).\nQuestion: {question}\nProposed answer: {proposal}"
@@ -41,9 +46,8 @@ EXAMPLE_ANSWER = "A visitor can borrow up to six books."
 EXAMPLE_UNANSWERED = "When was the library built?"
 EXAMPLE_QUERY = "visitor borrowing limit books"
 
-PROMPT_VERSION = digest_of(
-    [ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
-)[:12]
+EXAMPLES = [EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
+PROMPT_VERSION = digest_of([ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, *EXAMPLES, NEAREST])[:12]
 
 ANSWER_FOUND = re.compile(r"(?is)\banswer\s*:\s*(.+)$")
 
@@ -51,6 +55,16 @@ ANSWER_FOUND = re.compile(r"(?is)\banswer\s*:\s*(.+)$")
 CLOSED_BOOK_SYSTEM, CLOSED_BOOK_TASK = "You answer questions.", "Answer in one sentence, from what you know.\nQuestion: {question}"
 REWRITE_SYSTEM = "You rewrite questions so that they can be understood without the conversation before them."
 REWRITE_TASK = "Conversation:\n{turns}\n\nRewrite this question so that it stands alone. Write only the question.\nQuestion: {question}"
+
+
+class Shot(BaseModel):
+    """A worked example of the answer step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: str
+    passages: list[str]
+    target: str  # the completion
 
 
 @dataclass(frozen=True)
@@ -69,16 +83,10 @@ def plan_messages(question: str, worked_example: bool = False) -> list[Message]:
     return [Message(role="system", content=PLAN_SYSTEM), *shots, _user(PLAN_TASK.format(question=question))]
 
 
-def answer_messages(question: str, passages: list[str], worked_example: bool = False) -> list[Message]:
-    """The prompt that asks for quotes and an answer, or an abstention."""
-    shots: list[Message] = []
-    if worked_example:
-        context = _context(EXAMPLE_PASSAGES)
-        shots = [
-            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_UNANSWERED), ABSTENTION),
-            *_shot(context + ANSWER_TASK.format(question=EXAMPLE_QUESTION), answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
-        ]
-    return [Message(role="system", content=SYSTEM), *shots, _user(_context(passages) + ANSWER_TASK.format(question=question))]
+def answer_messages(question: str, passages: list[str], shots: Sequence[Shot] = ()) -> list[Message]:
+    """The prompt that asks for quotes and an answer, or an abstention, after worked examples of it."""
+    shown = [message for shot in shots for message in _shot(_answer_task(shot.question, shot.passages), shot.target)]
+    return [Message(role="system", content=SYSTEM), *shown, _user(_answer_task(question, passages))]
 
 
 def validate_messages(question: str, passages: list[str], proposal: str, worked_example: bool = False) -> list[Message]:
@@ -110,6 +118,12 @@ def rewrite_messages(question: str, turns: list[tuple[str, str]]) -> list[Messag
 def answer_target(quotes: list[str], answer: str) -> str:
     """The completion that teaches an answer: quote first, then answer."""
     return "".join(f"{QUOTE_LABEL} {quote}\n" for quote in quotes) + f"{ANSWER_LABEL} {answer}"
+
+
+EXAMPLE_SHOTS = (
+    Shot(question=EXAMPLE_UNANSWERED, passages=EXAMPLE_PASSAGES, target=ABSTENTION),
+    Shot(question=EXAMPLE_QUESTION, passages=EXAMPLE_PASSAGES, target=answer_target([EXAMPLE_QUOTE], EXAMPLE_ANSWER)),
+)
 
 
 def completed(beginning: str, passages: list[str]) -> str:
@@ -159,6 +173,12 @@ def parse_query(text: str) -> str:
 def strip_thinking(text: str) -> str:
     """A reasoning model's text without its think block, closed or cut off."""
     return re.sub(r"(?s)<think>.*?(</think>|$)", "", text) if "<think>" in text else text.rpartition("</think>")[2]
+
+
+def _answer_task(question: str, passages: list[str]) -> str:
+    """Passages, task, question and, last, so that all questions over the same passages begin alike, the sentences nearest to it."""
+    nearest = "\n".join(f"- {sentence}" for sentence in nearest_sentences(question, passages, NEAREST)) or "(none)"
+    return _context(passages) + ANSWER_TASK.format(question=question, nearest=nearest)
 
 
 def _context(passages: list[str]) -> str:

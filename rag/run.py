@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -12,7 +12,7 @@ from rag import prompts
 from rag.cached import Cached
 from rag.events import AnswerWriter, Emit, StepDone, StepStarted
 from rag.policy import WHOLE_GRAPH, Policy
-from rag.prompts import Answer
+from rag.prompts import EXAMPLE_SHOTS, Answer, Shot
 from rag.retrieve import Retriever
 from rag.validation import Calibration
 from understudy.client import ModelClient
@@ -42,21 +42,22 @@ class Teacher:
 class Tools:
     """What a run works with; shared by many runs at once. Use as an async context manager: it closes the clients."""
 
-    client: ModelClient
+    client: ModelClient  # asked at every step that `by_step` does not name
     retriever: Retriever
     settings: Agent
     calibration: Calibration | None = None
     teacher: Teacher | None = None
     cached: Cached | None = None  # what stands before the runs of rag.answering
     keep: Callable[[Trace], None] = lambda _: None  # gets every trace that rag.answering ends, whole or not, once
+    by_step: Mapping[StepName, ModelClient] = field(default_factory=dict)
+    release: str | None = None  # whose models these are, alias@digest12
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.client.__aexit__()
-        if self.teacher:
-            await self.teacher.client.__aexit__()
+        for client in dict.fromkeys([self.client, *self.by_step.values(), *([self.teacher.client] if self.teacher else [])]):
+            await client.__aexit__()
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,15 @@ class Run:
         self.created_at = time.time()
         self.writer = AnswerWriter(self.emit)
 
-    @property
-    def client(self) -> ModelClient:
-        """The model that is asked now."""
-        return self.tools.teacher.client if self.escalated and self.tools.teacher else self.tools.client
+    def client(self, name: StepName = "answer") -> ModelClient:
+        """The model that a step asks now."""
+        if self.escalated and self.tools.teacher:
+            return self.tools.teacher.client
+        return self.tools.by_step.get(name, self.tools.client)
 
     @property
     def calibration(self) -> Calibration | None:
-        """Of the model that is asked now."""
+        """Of the model that answers now."""
         return self.tools.teacher.calibration if self.escalated and self.tools.teacher else self.tools.calibration
 
     @property
@@ -110,11 +112,17 @@ class Run:
         """The steps that are taken of the graph."""
         return self.calibration.policy if self.calibration else WHOLE_GRAPH
 
-    @property
-    def worked_example(self) -> bool:
-        """Whether prompts carry a worked example: a model without an adapter needs one."""
+    def worked_example(self, name: StepName) -> bool:
+        """Whether a step's prompt carries a worked example: a model without an adapter needs one."""
         chosen = self.tools.settings.worked_example
-        return not self.client.model.has_adapter if chosen is None or self.escalated else chosen
+        return not self.client(name).model.has_adapter if chosen is None or self.escalated else chosen
+
+    @property
+    def shots(self) -> Sequence[Shot]:
+        """The worked examples of the answer's prompt: those that its calibration chose."""
+        if not self.worked_example("answer"):
+            return ()
+        return self.calibration.shots if self.calibration and self.calibration.shots else EXAMPLE_SHOTS
 
     @property
     def best(self) -> Attempt | None:
@@ -132,7 +140,8 @@ class Run:
 
     async def ask(self, name: StepName, messages: list[Message], max_tokens: int, on_progress: Callable[[Completion], None] | None = None) -> Step:
         """Ask the model, within what is left of the run's tokens; later tries are sampled, so that they differ. Raises BudgetSpent, EndpointError."""
-        step = Step(name=name, messages=messages, model=self.client.model.name, endpoint=self.client.model.base_url, started_at=time.time())
+        model = self.client(name).model
+        step = Step(name=name, messages=messages, model=model.name, endpoint=model.base_url, started_at=time.time())
         self.emit(StepStarted(name, step.model))
         self.written = Completion("", Usage(), "", [], [], {})
         return await self._write(step, "", max_tokens, on_progress)
@@ -145,7 +154,7 @@ class Run:
     async def _write(self, step: Step, text: str, max_tokens: int, on_progress: Callable[[Completion], None] | None) -> Step:
         """The step with what the model writes after `text`; `written` holds all of it, with the tokens that it wrote itself."""
         assert self.written is not None
-        before, client, started = self.written, self.client, time.perf_counter()
+        before, client, started = self.written, self.client(step.name), time.perf_counter()
         messages = [*step.messages, Message(role="assistant", content=text)] if text else step.messages
         spent = self.tokens + step.usage.prompt_tokens + step.usage.completion_tokens
         left = self.tools.settings.max_tokens - spent - estimate_tokens(messages)
@@ -209,6 +218,7 @@ class Run:
             model=best.model if best else tools.client.model.name,
             generation=tools.retriever.generation,
             prompt_version=prompts.PROMPT_VERSION,
+            release=tools.release,
             complete=not error and best is not None,
             created_at=self.created_at,
             metadata={**metadata, **{name: value for name, value in noted.items() if value}},

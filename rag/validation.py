@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from rag.citations import find_quote
 from rag.index import tokenize
 from rag.policy import WHOLE_GRAPH, Policy
-from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, parse_score, strip_thinking
+from rag.prompts import ABSTENTION, QUOTE_LABEL, Answer, Shot, parse_score, strip_thinking
 from understudy.completions import Completion
 from understudy.files import read_json, write_json
 from understudy.records import Passage
 
 FILE = "calibration.json"
-VERSION = 2
+VERSION = 3
 ANSWERABLE_SIGNALS = ("answer_odds", "lexical", "dense", "passage_overlap")  # known at the first token, whatever is answered
 FREE_SIGNALS = ("answer_odds", "answer_logprob", "said_overlap", "quote_lead", "from_best")  # of an answer that was given
 RIGHT_SIGNALS = (*FREE_SIGNALS, "verdict")  # where the verdict is asked for
@@ -65,12 +65,14 @@ class Calibration(BaseModel):
     answerable: Logistic | None  # that the passages answer the question, both kinds weighing the same; None without both kinds
     auroc: float | None  # of the score, of answers and abstentions alike, cross-validated
     abstention_accuracy: float | None  # of `answerable`, cross-validated, mean of both kinds
+    threshold: float = 0.5  # the least probability of `answerable` at which an answer stands
     prior: float = 0.0  # log-odds that a question is answerable, which `answerable` leaves out
     policy: Policy = WHOLE_GRAPH
+    shots: list[Shot] = []  # worked examples of the answer step, chosen on training questions; none: those of rag.prompts
 
     def abstains(self, signals: dict[str, float]) -> bool:
         """Whether to abstain although the model answered."""
-        return self.answerable is not None and self.answerable.probability(signals) < 0.5
+        return self.answerable is not None and self.answerable.probability(signals) < self.threshold
 
     def score(self, signals: dict[str, float], abstained: bool) -> float:
         """Probability in [0, 1] that the answer, or the abstention, is right."""

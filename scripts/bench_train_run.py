@@ -89,9 +89,10 @@ def run_ours(job: dict[str, Any]) -> Watch:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, betas=BETAS, weight_decay=0.0)
     batches = batches_of([rows_of(unit) for unit in job["units"]], job["setting"]["tokens_per_batch"])
     watch = Watch(job, model)
-    for batch in cycle(batches):
-        take_step(model, optimizer, [batch], RATE * min(1.0, (watch.done + 1) / WARM_UP_STEPS), 1.0)
-        if watch.step(batch.rows):
+    together = job["setting"]["batches_per_step"]
+    for step in cycle([batches[i : i + together] for i in range(0, len(batches), together)]):
+        take_step(model, optimizer, step, RATE * min(1.0, (watch.done + 1) / WARM_UP_STEPS), 1.0)
+        if watch.step(sum(batch.rows for batch in step)):
             return watch
     raise AssertionError("no batches")
 

@@ -83,7 +83,7 @@ class Notebook:
     async def _answer(self, run: _Run) -> None:
         texts = [passage.chunk.text for passage in run.passages]
         if self.shares_prefix:
-            messages = prompts.answer_messages(run.question, texts, self._shows_example)
+            messages = prompts.answer_messages(run.question, texts, prompts.EXAMPLE_SHOTS if self._shows_example else ())
         else:
             example = ANSWER.format(question=prompts.EXAMPLE_QUESTION, context=_context(prompts.EXAMPLE_PASSAGES))
             unanswered = ANSWER.format(question=prompts.EXAMPLE_UNANSWERED, context=_context(prompts.EXAMPLE_PASSAGES))

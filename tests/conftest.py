@@ -28,7 +28,7 @@ from understudy.engines import RunningEngine, find_engine
 from understudy.files import write_json
 from understudy.models import weights_digest
 from understudy.records import AdapterManifest, Chunk, Citation, Document, Step, Trace
-from understudy.workspace import Workspace, create_workspace
+from understudy.workspace import Workspace, create_workspace, open_workspace
 
 BASE, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 SERVED_BASE = f"{BASE}-nf4"  # what a QLoRA adapter is served on: the base's dequantised NF4 weights
@@ -278,6 +278,12 @@ def corpus_workspace(tmp_path: Path) -> Workspace:
 def notes_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with four short notes; tests may add traces, no documents."""
     return workspace_of_notes(tmp_path_factory.mktemp("notes"), NOTES)
+
+
+def copy_of(workspace: Workspace, folder: Path) -> Workspace:
+    """A workspace of a test's own, with everything that is in another one."""
+    shutil.copytree(workspace.root, folder / "workspace", symlinks=True)
+    return open_workspace(str(folder / "workspace"))
 
 
 def workspace_of_notes(root: Path, notes: dict[str, str]) -> Workspace:

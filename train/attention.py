@@ -65,7 +65,7 @@ class Block:
     bias: Tensor  # [queries, keys] added to the scores: 0, or -inf where the query may not attend to the key
 
 
-@lru_cache(maxsize=2)  # every layer asks for the same
+@lru_cache(maxsize=16)  # every layer asks for the same, of every batch at work
 def plan_blocks(branches: tuple[Branch, ...], dtype: torch.dtype) -> tuple[Block, ...]:
     """Blocks that cover the branches' nodes in order, each made of whole branches or of a piece of one."""
     mask = dense_mask(list(branches), branches[-1].end)

@@ -9,7 +9,7 @@ datasets/DIGEST/  train.jsonl validation.jsonl  rows {"messages": […]}, as TRL
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +181,12 @@ def question_row(trace: Trace) -> dict[str, Any]:
         "type": trace.metadata.get("type", ""),
         "tenant": trace.tenant,
     }
+
+
+def rows_to_learn(examples: list[Example], steps: Collection[str]) -> tuple[list[Example], list[Example]]:
+    """The (training, validation) rows of these steps; rows of a chat file belong to every step."""
+    chosen = [example for example in examples if example.task == "chat" or example.task in steps]
+    return [example for example in chosen if example.split == "train"], [example for example in chosen if example.split == "validation"]
 
 
 def read_dataset(folder: Path) -> tuple[list[Example], dict[str, str], dict[str, Any]]:

@@ -10,7 +10,8 @@ import torch
 
 from train.base import keep_freed_memory, load_trainable
 from train.batches import Batcher
-from train.dataset import find_dataset, read_dataset
+from train.dataset import find_dataset, read_dataset, rows_to_learn
+from train.gradients import workers_for
 from train.memory import activation_bytes, head_bytes, optimiser_bytes, peak_bytes
 from train.optimiser import make_optimizer
 from train.preflight import check_layers, check_leaks, check_rows, describe_rows, sample_of, shown_row
@@ -34,7 +35,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     examples, passages, _ = read_dataset(find_dataset(workspace, recipe.dataset))
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-    rows, validation = ([example for example in examples if example.split == split] for split in ("train", "validation"))
+    rows, validation = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(rows, passages, tokenizer, recipe)
     check_rows(batcher, len(rows))
     check_leaks(rows, validation)
@@ -47,6 +48,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     check_layers(model.config, recipe)
     largest = merge_tries(batches[-1])
+    together = workers_for(model, recipe.batches_per_step)
     seconds = time_steps(model, recipe, batches, sum(sizes))
     result = {
         "examples": batcher.census.rows,
@@ -59,8 +61,8 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
         "memory_bytes": peak_bytes(),
         "memory_of": {
             "optimiser": optimiser_bytes(model, recipe),
-            "activations": activation_bytes(model, recipe, largest),
-            "head": head_bytes(model, largest),
+            "activations": together * activation_bytes(model, recipe, largest),
+            "head": together * head_bytes(model, largest),
         },
         "seconds": round(min(seconds, recipe.max_minutes * 60) if recipe.max_minutes else seconds, 1),
     }
@@ -71,23 +73,25 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
 def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: int) -> float:
     """Seconds that all batches will take together; they come in order of size. Raises TrainingError where the largest does not fit in memory.
 
-    The largest goes first, untimed: it warms the machine up and takes the memory that training will.
+    The largest go first, untimed: they warm the machine up and take the memory that training will.
     """
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    largest = merge_tries(batches[-1])
+    count = min(recipe.batches_per_step, len(batches))
+    largest = [merge_tries(rows) for rows in batches[-count:]]
     try:
-        take_step(model, optimizer, [largest], 0.0, recipe.max_grad_norm)
+        take_step(model, optimizer, largest, 0.0, recipe.max_grad_norm)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "lower tokens_per_batch, or set gradient_checkpointing=true"
-        raise TrainingError(f"memory ran out in the largest batch, of {len(largest.ids)} tokens", remedy) from error
+        remedy = "lower tokens_per_batch or batches_per_step, or set gradient_checkpointing=true"
+        raise TrainingError(f"memory ran out in the largest batch, of {len(largest[-1].ids)} tokens", remedy) from error
     seconds, computed = 0.0, 0
     for place in TIMED:
-        began = time.perf_counter()
-        computed += take_step(model, optimizer, [merge_tries(batches[int(place * len(batches))])], 0.0, recipe.max_grad_norm).distinct_tokens
+        began, first = time.perf_counter(), int(place * (len(batches) - count))
+        step = [merge_tries(rows) for rows in batches[first : first + count]]
+        computed += take_step(model, optimizer, step, 0.0, recipe.max_grad_norm).distinct_tokens
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds += time.perf_counter() - began

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.batches import Batcher
 from train.dataset import render
+from train.gradients import workers_for
 from train.memory import activation_bytes, free_bytes, head_bytes, optimiser_bytes
 from train.recipe import Recipe
 from train.trie import Row, distinct_tokens, merge_tries
@@ -71,8 +72,9 @@ def check_disk(run: Path, model: PreTrainedModel) -> None:
 def describe_memory(model: PreTrainedModel, recipe: Recipe, batches: list[list[Row]]) -> str:
     """What the largest of the batches will take by estimate, and a warning where that is more than is free; for a person."""
     largest = merge_tries(max(batches, key=distinct_tokens))
-    needed, free = optimiser_bytes(model, recipe) + activation_bytes(model, recipe, largest) + head_bytes(model, largest), free_bytes()
-    told = f"the largest batch, of {len(largest.ids)} tokens, takes about {needed / 1e9:.1f} GB besides the model"
+    together, free = workers_for(model, min(recipe.batches_per_step, len(batches))), free_bytes()
+    needed = optimiser_bytes(model, recipe) + together * (activation_bytes(model, recipe, largest) + head_bytes(model, largest))
+    told = f"{together} at once of the largest batch, of {len(largest.ids)} tokens, take about {needed / 1e9:.1f} GB besides the model"
     if needed > free:
         told += f", and {free / 1e9:.1f} GB are free: should memory run out, lower tokens_per_batch or set gradient_checkpointing=true"
     return told

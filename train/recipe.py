@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from understudy.config import explain_fault, parse_overrides
 from understudy.errors import NotFoundError, UsageError
+from understudy.releases import RESERVED
 
 FOLDER = Path(__file__).parent / "recipes"
 MethodName = Literal["lora", "dora", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "fishmask", "far"]
@@ -29,6 +30,9 @@ class Recipe(BaseModel):
     base: str | None = Field(None, description="base model; unset: the workspace's models.base")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="nf4: double-quantised QLoRA; none: LoRA over bf16 weights")
     method: MethodName = Field("lora", description="what is trained (docs/training.md); vLLM serves lora alone")
+    steps: list[Literal["plan", "answer", "validate"]] = Field(
+        default=["plan", "answer", "validate"], min_length=1, description="of a dataset built here, the agent's steps whose rows are learnt"
+    )
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
     virtual_tokens: int = Field(20, ge=1, le=1000, description="virtual tokens of prompt_tuning and prefix_tuning")
@@ -51,7 +55,7 @@ class Recipe(BaseModel):
     epochs: int = Field(3, ge=1, description="passes over the dataset")
     max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps; unset: by epochs alone")
     tokens_per_batch: int = Field(1536, ge=256, description="distinct tokens of one forward pass")
-    batches_per_step: int = Field(1, ge=1, description="forward passes accumulated into one optimiser step")
+    batches_per_step: int = Field(2, ge=1, description="batches of one optimiser step; on a CPU as many at once as there are cores")
     max_length: int = Field(2048, ge=64, description="rows longer than this, in tokens, are left out and counted")
     max_minutes: float | None = Field(None, gt=0, description="end, rate decayed, when this time is spent; unset: by epochs alone")
     checkpoint_minutes: float = Field(1.0, gt=0, description="time between checkpoints")
@@ -81,7 +85,7 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
-        if name in ("base", "frontier", "teacher", "rag"):
+        if name in RESERVED:
             raise ValueError(f"{name} is reserved")
         return name
 

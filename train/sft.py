@@ -18,7 +18,8 @@ from train.adapter import AdapterSource, find_finished_run, write_adapter
 from train.base import keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint, seed_step
-from train.dataset import find_dataset, read_dataset
+from train.dataset import find_dataset, read_dataset, rows_to_learn
+from train.gradients import add_gradients
 from train.methods import serving_warning
 from train.metrics import Metrics, find_reporters
 from train.optimiser import make_optimizer
@@ -70,7 +71,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
         report("this recipe was already trained on this dataset and base: its adapter is reused")
         shutil.rmtree(run, ignore_errors=True)  # a run killed after its adapter was whole left it
         return found
-    train_rows, validation_rows = ([e for e in examples if e.split == split] for split in ("train", "validation"))
+    train_rows, validation_rows = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(train_rows, passages, tokenizer, recipe)
     validator = Batcher(validation_rows, passages, tokenizer, recipe)
     check_rows(batcher, len(train_rows))
@@ -187,12 +188,7 @@ def take_step(
     processes = processes or Processes()
     model.train()
     [total_weight] = processes.sum([sum(float(batch.weights.sum()) for batch in batches)])
-    loss = 0.0
-    for batch in batches:
-        with torch.autocast(model.device.type, torch.bfloat16):  # the float32 LoRA weights compute in the base's dtype
-            part = weighted_loss(model, batch) / total_weight
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
+    loss = add_gradients(model, batches, total_weight)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
     loss, tokens, distinct = processes.sum([loss, sum(batch.tokens for batch in batches), sum(len(batch.ids) for batch in batches)])

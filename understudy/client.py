@@ -48,6 +48,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class StepModels:
+    """Which model each step of a run asks: one for all of them, or those of a release."""
+
+    answer: Model
+    plan: Model
+    validate: Model
+    release: str | None = None  # alias@digest12
+
+    @staticmethod
+    def alike(model: Model) -> StepModels:
+        """One model for every step."""
+        return StepModels(model, model, model)
+
+
+@dataclass(frozen=True)
 class Patience:
     """How long a request may take, and how often it is made."""
 

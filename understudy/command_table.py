@@ -22,7 +22,7 @@ def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, obje
     return names, options
 
 
-MODEL = arg("--model", help="base, an adapter's name, or a configured remote; default: the newest adapter")
+MODEL = arg("--model", help="base, an adapter's name, a release's alias, or a configured remote; default: releases.default, else the newest adapter")
 MODE = arg("--mode", choices=["agentic", "fast", "closed-book"], help="default: agent.mode of the configuration")
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
@@ -37,6 +37,9 @@ FILTERS = [
     arg("--until", metavar="TIME", help="before this day or time"),
     arg("--outcome", choices=["answered", "abstained", "incomplete"]),
 ]
+RELEASE = arg("release", metavar="RELEASE", help="ALIAS@DIGEST, or ALIAS for its newest")
+REASON = arg("--reason", default="", metavar="TEXT", help="kept with the decision")
+DECIDED = [arg("--force", action="store_true", help="although evidence is missing; the decision's record says so"), REASON]
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
     Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
@@ -227,6 +230,38 @@ COMMANDS = [
             arg("--format", choices=["peft", "merged", "gguf"], default="peft", help="merged, gguf: base and adapter as one model; default: peft"),
         ],
     ),
+    Command(
+        "release create",
+        "put an adapter, or one for each step, under an alias; nothing takes traffic yet",
+        "releasing:release_create",
+        [
+            arg("alias", help="the name that people ask by; it stays when what answers under it changes"),
+            arg("--answer", metavar="ADAPTER", help="what writes answers: an adapter's name, or base; default: the newest adapter"),
+            arg("--plan", metavar="ADAPTER", help="what rewrites the question as a search query; default: what answers"),
+            arg("--validate", metavar="ADAPTER", help="what judges the answer; default: what answers"),
+            arg("--endpoint", metavar="REMOTE", help="the configured remote that serves the adapter; default: the workspace's engine"),
+        ],
+    ),
+    Command(
+        "release canary",
+        "try a release on a part of the traffic; it stops by itself where it proves worse",
+        "releasing:release_canary",
+        [
+            RELEASE,
+            arg("--share", type=float, metavar="X", help="share of conversations; default: 0.1, or 1 with --tenant or --shadow"),
+            arg("--tenant", action="append", metavar="NAME", help="only conversations of this tenant; may be repeated"),
+            arg("--shadow", action="store_true", help="record its answers and show the live release's"),
+            *DECIDED,
+        ],
+    ),
+    Command("release promote", "make a release live; needs proofs, and an evaluation that passes its gates", "releasing:release_promote", [RELEASE, *DECIDED]),
+    Command(
+        "release rollback",
+        "end the trial; where there is none, make live what was live before",
+        "releasing:release_rollback",
+        [arg("alias"), REASON],
+    ),
+    Command("release ls", "the releases of every alias, what is live and on trial, and why", "releasing:release_ls", [arg("alias", nargs="?")]),
     Command(
         "serve",
         "run vLLM with the base and every registered adapter, and the gateway in front of it",

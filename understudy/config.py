@@ -77,6 +77,12 @@ class Agent(Section):
     max_answer_tokens: int = Field(128, ge=8, description="completion limit of the answer step")
     max_tokens: int = Field(50_000, ge=100, description="prompt and completion tokens of one run, all calls together")
     max_seconds: float = Field(180, gt=0, description="time limit of one run")
+    max_false_abstentions: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the answerable questions on which a calibration may abstain, whatever wrong answers that avoids",
+    )
     worked_example: bool | None = Field(None, description="show a worked example in the prompt; unset: only to models without an adapter")
     escalate_to: str = Field("", description="the remote that answers in the model's place where its score is too low; unset: none")
     escalate_below: float = Field(0.5, ge=0, le=1, description="a final score below this is too low")
@@ -142,7 +148,9 @@ class Serve(Section):
 class Gate(Section):
     """A limit on a model's paired difference in one metric, to another model; set one of min_gain and max_loss."""
 
-    against: str = Field("base", description="a model among those compared: base, teacher, a name")
+    against: str = Field(
+        "base", description="a model among those compared: base, teacher, a name; live: the live release of the candidate's alias, before there is one the base"
+    )
     min_gain: float | None = Field(None, ge=0, description="the difference must be better by more than this")
     max_loss: float | None = Field(None, ge=0, description="the difference may be worse by no more than this")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the two-sided interval that must clear the limit")
@@ -171,6 +179,22 @@ class Gateway(Section):
     request_seconds: float = Field(600, gt=0, description="time limit of a reply, first byte to last")
     silence_seconds: float = Field(120, gt=0, description="how long a model server may send nothing")
     drain_seconds: int = Field(20, ge=0, description="how long running requests may take to end when the gateway stops")
+
+
+class Releases(Section):
+    """What `rag` answers with, and when a release on trial is stopped (docs/releases.md)."""
+
+    default: str = Field("", description="the alias whose live release answers `rag` and `ask`; unset: the newest proven adapter")
+    tenants: dict[str, str] = Field(default_factory=dict, description="by tenant, the alias that answers it instead")
+    false_alarm: float = Field(0.05, gt=0, lt=0.5, description="the highest probability that a trial ever stops a release that is no worse than allowed below")
+    max_score_loss: float = Field(0.05, ge=0, lt=1, description="how much lower the mean validation score may be")
+    max_abstention_rise: float = Field(0.1, ge=0, lt=1, description="how much higher the share of abstentions may be")
+    max_error_rise: float = Field(0.02, ge=0, lt=1, description="how much higher the share of failed runs may be")
+    max_slowdown: float = Field(1.5, ge=1, description="at least half of its runs take no more than this many times as long")
+
+    def alias_of(self, tenant: str) -> str:
+        """The alias that answers a tenant; empty where none is configured."""
+        return self.tenants.get(tenant, self.default)
 
 
 class Evaluate(Section):
@@ -233,6 +257,7 @@ class Config(Section):
     cache: Cache = Cache()
     serve: Serve = Serve()
     gateway: Gateway = Gateway()
+    releases: Releases = Releases()
     evaluate: Evaluate = Evaluate()
     redaction: Redaction = Redaction()
     telemetry: Telemetry = Telemetry()

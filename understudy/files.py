@@ -80,6 +80,27 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Add one line, on disk when this returns; what a killed writer left of a line goes first. Hold a lock that other writers hold too."""
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", "free space or fix the folder's permissions") from error
+
+
 def sync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     with path.open("rb") as file:

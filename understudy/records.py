@@ -318,6 +318,32 @@ class AdapterManifest(Record):
         return f"{self.name}@{self.digest[:12]}"
 
 
+ModelStep = Literal["plan", "answer", "validate"]  # the steps that ask a model
+ENGINE = "engine"  # a release's endpoint, where it is no remote
+
+
+class Release(Record):
+    """What answers under an alias; immutable, and named by its content."""
+
+    schema_version: int = SCHEMA_VERSION
+    alias: str
+    tenant: str  # whose corpus the generation is of
+    generation: str  # the corpus generation that it was made on, and is judged on
+    adapters: dict[ModelStep, str]  # name@digest12, or base
+    prompt_version: str
+    endpoint: str = ENGINE  # the workspace's own engine, or the configured remote that serves it
+
+    @property
+    def digest(self) -> str:
+        """Identity: two releases that say the same are one."""
+        return digest_of(self.model_dump())
+
+    @property
+    def name(self) -> str:
+        """The immutable name it answers under."""
+        return f"{self.alias}@{self.digest[:12]}"
+
+
 class Question(Record):
     """A row of a question file; `answers` None means that abstaining is right."""
 

@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def releases(self) -> Path:
+        """releases/ALIAS/: its releases, and what was decided about them."""
+        return self.root / "releases"
+
+    @property
     def reports(self) -> Path:
         """reports/NAME/: evaluations."""
         return self.root / "reports"

@@ -130,6 +130,14 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
     return row
 
 
+def worth(row: Row, abstains: bool) -> float:
+    """What an answer or an abstention is worth, in [0, 1]: token-F1, or its mean with citation recall where there are quotes to cite."""
+    if not row["answerable"]:
+        return float(abstains)
+    earned = [row[name] for name in ("token_f1", "citation_recall") if row[name] is not None]
+    return 0.0 if abstains else sum(number or 0.0 for number in earned) / len(earned)
+
+
 def aggregate(rows: Sequence[Row]) -> dict[str, float | None]:
     """A model's metrics over its rows; None where a metric is defined for no row."""
     ones = np.ones((1, len(rows)))

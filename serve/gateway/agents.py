@@ -18,7 +18,7 @@ from serve.gateway.errors import Refused
 from serve.gateway.names import AgentModel
 from serve.gateway.relay import EVENTS
 from serve.gateway.requests import ChatRequest
-from understudy.client import Model
+from understudy.client import StepModels
 from understudy.errors import NotFoundError
 from understudy.records import Trace
 from understudy.workspace import Workspace
@@ -36,14 +36,14 @@ UNSUPPORTED = ("tools", "tool_choice", "response_format", "logprobs", "top_logpr
 SOURCES = "\n\n[1] “"  # begins the list of quotes below an answer
 WITHDRAWN = "\n\nThe text above was withdrawn. The answer is:\n\n"
 
-OpenTools = Callable[[Workspace, Model, "Retriever", str], "Tools"]
+OpenTools = Callable[[Workspace, StepModels, "Retriever", str], "Tools"]
 
 
 @dataclass(frozen=True)
 class Wiring:
     """How the agent is put together, and how one of its answers reads as JSON: given by the command, which knows both."""
 
-    open_tools: OpenTools  # (the tenant's workspace, model, retriever, mode)
+    open_tools: OpenTools  # (the tenant's workspace, models, retriever, mode)
     describe: Callable[[Trace], dict[str, object]]
 
 
@@ -54,7 +54,7 @@ class _Opened:
 
 
 class Agents:
-    """The tools of every tenant that asks; a new corpus generation, model or engine gets new ones, and running answers keep theirs."""
+    """The tools of every tenant that asks; a new corpus generation, release, model or engine gets new ones, and running answers keep theirs."""
 
     def __init__(self, workspace: Workspace, wiring: Wiring, embedder: SharedEmbedder) -> None:
         self._workspace, self._embedder = workspace, embedder
@@ -77,14 +77,14 @@ class Agents:
             return await self._retriever(tenant)
 
     @asynccontextmanager
-    async def tools(self, tenant: str, model: Model, mode: str) -> AsyncIterator[Tools]:
+    async def tools(self, tenant: str, models: StepModels, mode: str) -> AsyncIterator[Tools]:
         """What a run works with, for the block. Raises Refused."""
         async with self._opening:
             retriever = await self._retriever(tenant)
-            key = (tenant, model, mode, time.monotonic() // REOPENED_SECONDS, retriever.generation)
+            key = (tenant, models, mode, time.monotonic() // REOPENED_SECONDS, retriever.generation)
             opened = self._opened.pop(key, None)
             if opened is None:
-                opened = _Opened(await asyncio.to_thread(self.wiring.open_tools, self.workspace_of(tenant), model, retriever, mode))
+                opened = _Opened(await asyncio.to_thread(self.wiring.open_tools, self.workspace_of(tenant), models, retriever, mode))
             self._opened[key] = opened
             opened.users += 1
         try:

@@ -27,6 +27,7 @@ class Call:
     tenant: str
     key: Key | None = None  # None: no key is asked for
     model: str = ""  # resolved
+    release: str | None = None  # that answers, where an alias was asked
     status: int = 0
     error: str = ""
     first_byte: float | None = None  # seconds from the beginning

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Message, Send
 
 from rag.answering import answer_question, stream_answer
+from rag.chat import Conversation
 from serve.arguments import CPU_SEQS
 from serve.gateway import agents as rag
 from serve.gateway.agents import Agents, Wiring
@@ -24,8 +26,11 @@ from serve.gateway.observe import Log, Metrics
 from serve.gateway.relay import Upstream, open_session
 from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
 from serve.gateway.responses import from_completion, stream_response
-from understudy.client import Model
+from serve.gateway.routing import Route, conversation_of
+from serve.gateway.trials import Trials
+from understudy.client import Model, StepModels
 from understudy.engines import RunningEngine
+from understudy.records import Release, Trace
 from understudy.workspace import Workspace
 
 DRAIN_POLL_SECONDS = 0.05
@@ -45,6 +50,7 @@ class Gateway:
         self.names = Names(workspace, self._session, log)
         self.embedder = SharedEmbedder(workspace)
         self.agents = Agents(workspace, wiring, self.embedder)
+        self.trials = Trials(workspace, log, self.metrics)
         self._gates: dict[str, FairGate] = {}
 
     def gate(self, server: str) -> FairGate:
@@ -69,6 +75,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self.trials.close()
         await self.agents.close()
         await self._session.close()
 
@@ -78,6 +85,8 @@ class Gateway:
             found = (await self.names.catalogue()).find(name, call.tenant)
         except Refused:  # it may be there since
             found = (await self.names.fresh()).find(name, call.tenant)
+        if isinstance(found, StepModels):
+            call.release, found = found.release, found.answer
         call.require("rag" if isinstance(found, AgentModel) else "remotes" if found.name in self.workspace.config.remotes else "chat")
         call.model = found.name
         return found
@@ -92,6 +101,8 @@ class Gateway:
         async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
             try:
                 await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
+                if call.release:
+                    self.metrics.count_release(call.release, "live", "relayed")
             except Refused as refused:
                 if refused.status == 503:
                     self.names.expire()
@@ -114,16 +125,59 @@ class Gateway:
         question, talk = rag.read_question(request)
         describe = self.agents.wiring.describe
         async with self.gate("engine").slot(call.tenant):
-            model = (await self.names.catalogue()).answering(call.tenant)
-            async with self.agents.tools(call.tenant, model, agent.mode) as tools:
+            before = Conversation(list(talk.turns))
+            models, route = await self._answering(request, call)
+            async with self.agents.tools(call.tenant, models, agent.mode) as tools:
                 if request.stream:
                     trace = await rag.send_events(stream_answer(question, tools, talk), agent, request, describe, call, send)
                 else:
                     trace = await answer_question(question, tools, conversation=talk)
         call.tokens = {name.removesuffix("_tokens"): count for name, count in rag.usage_of(trace).items() if name != "total_tokens"}
         self.metrics.count_answer(trace)
+        if route is not None:
+            await self.trials.take(route, trace)
+            self.trials.ask_in_shadow(route, trace, lambda: self._ask_unseen(route, question, before, agent, call.tenant))
         if not request.stream:
             await send_json(rag.completion_json(rag.require_answer(trace), agent, describe(trace), call), send)
+
+    async def _answering(self, request: ChatRequest, call: Call) -> tuple[StepModels, Route | None]:
+        """What answers a question: a release of the tenant's alias, where it has one, else the newest proven adapter. Raises Refused."""
+        alias = self.workspace.config.releases.alias_of(call.tenant)
+        if not alias:
+            return StepModels.alike((await self.names.catalogue()).answering(call.tenant)), None
+        conversation = conversation_of(request, f"{call.tenant}/{call.key.id if call.key else ''}")
+        route = self.names.releases.route(alias, call.tenant, conversation)
+        if route is None:
+            raise Refused(503, "nothing_live", f"nothing is live under `{alias}`, which answers here; `understudy release promote` it")
+        try:
+            models = await self._models(route.answers, call.tenant)
+        except Refused as refused:
+            if route.canary is None or not route.is_canary or self.names.engine is None:
+                raise
+            if refused.status == 503:  # for everybody, not this tenant alone
+                await self.trials.stop(alias, route.canary, f"it cannot answer: {refused.message}", {})
+            route = Route(alias, route.live, route.live)
+            models = await self._models(route.answers, call.tenant)
+        call.release = models.release
+        return models, route
+
+    async def _models(self, release: Release, tenant: str) -> StepModels:
+        """The models of a release. Raises Refused."""
+        try:
+            return (await self.names.catalogue()).models_of(release, tenant)
+        except Refused:  # it may be there since
+            return (await self.names.fresh()).models_of(release, tenant)
+
+    async def _ask_unseen(self, route: Route, question: str, talk: Conversation, agent: AgentModel, tenant: str) -> Trace:
+        """The answer of a route's shadow, kept as a trace and shown to nobody; never from the cache or kept there."""
+        assert route.shadow is not None
+        models = await self._models(route.shadow, tenant)
+        async with self.gate("engine").slot(tenant), self.agents.tools(tenant, models, agent.mode) as tools:
+
+            def keep(trace: Trace) -> None:
+                tools.keep(trace.model_copy(update={"metadata": {**trace.metadata, "shadow": "true"}}))
+
+            return await answer_question(question, replace(tools, cached=None, teacher=None, keep=keep), conversation=talk)
 
     async def chat(self, request: ChatRequest, call: Call, send: Send) -> None:
         """A chat completion by whatever its model's name means."""

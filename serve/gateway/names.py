@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,15 @@ from pydantic import ValidationError
 
 from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
+from serve.gateway.routing import ReleaseBook
 from serve.prove import MERGED_PROOF, PROOF
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
-from understudy.client import Model, engine_model, remote_model, served_model
+from understudy.client import Model, StepModels, engine_model, remote_model, served_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError, UnderstudyError
 from understudy.files import read_json
-from understudy.records import AdapterManifest
+from understudy.records import ENGINE, AdapterManifest, Release
 from understudy.workspace import Workspace
 
 FRESH_SECONDS = 1.0  # for which what is served is not looked up again
@@ -69,12 +70,14 @@ class Catalogue:
     engine: RunningEngine | None
     adapters: list[ServedAdapter]  # oldest first
     config: Config
+    releases: ReleaseBook
     is_paused: bool = False
 
-    def find(self, name: str, tenant: str) -> Model | AgentModel:
-        """The model behind a name: base (or its id), name@digest, an adapter's name for its newest proven one, rag, rag:fast, a remote.
+    def find(self, name: str, tenant: str) -> Model | AgentModel | StepModels:
+        """What is behind a name: base (or its id), name@digest, an adapter's name for its newest proven one, an alias for its live release,
+        rag, rag:fast, a remote.
 
-        The one place where names get their meaning: a release's alias will be looked up here too. Raises Refused.
+        The one place where names get their meaning. Raises Refused.
         """
         if name in AGENTS:
             return AGENTS[name]
@@ -87,6 +90,8 @@ class Catalogue:
             if self.engine.merged:
                 raise Refused(404, "model_not_found", f"the base is not served: {self.engine.merged} is merged into it (serve.merge)", "model")
             return engine_model(self.engine, "base")
+        if live := self.releases.live(name):
+            return self.models_of(live, tenant)
         wanted, _, digest = name.partition("@")
         known = [each for each in self.adapters if each.is_for(tenant) and each.manifest.name == wanted and each.manifest.digest.startswith(digest)]
         if found := next((each.model for each in reversed(known) if each.model), None):
@@ -103,11 +108,32 @@ class Catalogue:
         assert isinstance(found, Model)
         return found
 
+    def models_of(self, release: Release, tenant: str) -> StepModels:
+        """The models of a release. Raises Refused where one takes no traffic, or none of this tenant's: another never takes its place."""
+        if release.endpoint != ENGINE:
+            return replace(StepModels.alike(self._remote(release.endpoint)), release=release.name)
+        models = {step: self._served(release, adapter, tenant) for step, adapter in release.adapters.items()}
+        return StepModels(models["answer"], models["plan"], models["validate"], release.name)
+
+    def _served(self, release: Release, adapter: str, tenant: str) -> Model:
+        if self.engine is None:
+            raise self._away()
+        if adapter == "base":
+            return engine_model(self.engine, "base")
+        known = next((each for each in self.adapters if each.manifest.served_name == adapter), None)
+        if known is not None and not known.is_for(tenant):
+            raise Refused(404, "model_not_found", f"the model `{release.alias}` does not exist or may not be used", "model")
+        if known is None or known.model is None:
+            why = known.fault if known else "it is not registered for the engine's base"
+            raise Refused(503, "release_unavailable", f"{release.name} cannot answer: {adapter}: {why}")
+        return known.model
+
     def names(self, tenant: str, scopes: frozenset[str]) -> list[str]:
         """Every name that this tenant may use within these scopes."""
         found = []
         if "chat" in scopes and self.engine:
             found = [*([] if self.engine.merged else ["base"]), *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
+            found += [alias for alias in self.releases.aliases() if self._is_answered(alias, tenant)]
         if "rag" in scopes:
             found += AGENTS
         if "embeddings" in scopes:
@@ -119,7 +145,15 @@ class Catalogue:
     def _away(self) -> Refused:
         return paused() if self.is_paused else unavailable("the engine")
 
+    def _is_answered(self, alias: str, tenant: str) -> bool:
+        try:
+            return isinstance(self.find(alias, tenant), StepModels)
+        except UnderstudyError:
+            return False
+
     def _remote(self, name: str) -> Model:
+        if name not in self.config.remotes:
+            raise Refused(503, "release_unavailable", f"{name} is no configured remote any more")
         if self.config.offline:
             raise Refused(403, "offline", f"{name} is a remote, and this workspace is offline", "model")
         try:
@@ -128,7 +162,7 @@ class Catalogue:
             raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
 
 
-def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, is_paused: bool = False) -> Catalogue:
+def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, is_paused: bool = False) -> Catalogue:
     """What the engine serves of the registry, each adapter with what keeps it from traffic."""
     adapters = []
     for manifest, folder in manifests(workspace):
@@ -138,7 +172,7 @@ def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: 
             fault = find_fault(manifest, folder, engine, listing)
             model = None if fault else served_model(engine, manifest.served_name, manifest.served_name)
             adapters.append(ServedAdapter(manifest, model, fault))
-    return Catalogue(engine, adapters, workspace.config, is_paused)
+    return Catalogue(engine, adapters, workspace.config, releases, is_paused)
 
 
 def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, listing: Listing) -> str:
@@ -164,6 +198,7 @@ class Names:
 
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
         self._workspace, self._http, self._log = workspace, http, log
+        self.releases = ReleaseBook(workspace)
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
@@ -191,9 +226,9 @@ class Names:
         before = self._made[2] if self._made and self._made[1] is engine else None
         try:
             listing = await self._listing(engine) if engine else None
-            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.is_paused)
+            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.releases, self.is_paused)
         except TimeoutError:
-            return before or read_catalogue(self._workspace, None, {})
+            return before or read_catalogue(self._workspace, None, {}, self.releases)
         except AdapterError as error:
             if before is None:
                 raise

@@ -47,7 +47,14 @@ class Log:
         first = None if call.first_byte is None else round(call.first_byte, 4)
         fields: dict[str, Any] = {"request_id": call.id, "method": call.method, "path": call.path[:200], "status": call.status}
         fields |= {"seconds": round(call.seconds, 4), "first_byte_seconds": first, "tenant": call.tenant, "key": call.key.id if call.key else None}
-        self.write("request", **fields, model=call.model, error=call.error or None, **{f"{name}_tokens": count for name, count in call.tokens.items()})
+        self.write(
+            "request",
+            **fields,
+            model=call.model,
+            release=call.release,
+            error=call.error or None,
+            **{f"{name}_tokens": count for name, count in call.tokens.items()},
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -65,6 +72,10 @@ class Metrics:
         self._first = Histogram("first_byte_seconds", "From the request to the first byte of the answer", ["route"], buckets=SECONDS, **on)
         self._tokens = Counter("tokens", "Tokens, where the reply says how many", ["model", "tenant", "kind"], **on)
         self._answers = Counter("agent_answers", "Answers of the agent", ["tenant", "outcome", "cache", "escalated"], **on)
+        self._releases = Counter(
+            "release_answers", "Answers by release, and whether it is live, on trial or in the shadow", ["release", "role", "outcome"], **on
+        )
+        self.release_stops = Counter("release_stops", "Trials that stopped by themselves", ["alias"], **on)
         self.running = Gauge("running_requests", "Requests that hold a slot of a model server", ["server"], **on)
         self.waiting = Gauge("waiting_requests", "Requests that wait for one", ["server"], **on)
         self.engine_up = Gauge("engine_up", "Whether the engine is there", **on)
@@ -82,6 +93,10 @@ class Metrics:
     def count_answer(self, trace: Trace) -> None:
         """Count an answer of the agent; the share escalated is that of the label."""
         self._answers.labels(trace.tenant, trace.outcome, trace.cache, str("escalated" in trace.metadata).lower()).inc()
+
+    def count_release(self, release: str, role: str, outcome: str) -> None:
+        """Count an answer of a release."""
+        self._releases.labels(release, role, outcome).inc()
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -11,7 +11,7 @@ import pytest
 from rag.agent import Tools, compiled_graph, run_agent, stream_agent
 from rag.events import AnswerText, Done, Event, StepDone, StepStarted
 from rag.policy import WHOLE_GRAPH, Policy
-from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
+from rag.prompts import ABSTENTION, EXAMPLE_SHOTS, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
 from rag.retrieve import Retriever
 from rag.validation import ANSWERABLE_SIGNALS, Calibration, Logistic
 from tests.scripted import HASTY, Endpoint, drip, endless, scripted
@@ -283,18 +283,19 @@ def test_a_passage_that_gives_orders_stays_in_the_users_turn(endpoint: Endpoint,
     assert set(trace.steps[1].passage_ids) == set(trace.steps[2].passage_ids)  # the scope is what retrieval gave
 
 
-@pytest.mark.parametrize(("worked_example", "digest"), [(False, "9abd5c805c002252"), (True, "e72b5c69c6ee3036")])
+@pytest.mark.parametrize(("worked_example", "digest"), [(False, "1c6410b308c02f14"), (True, "f5f47d0aedf9265c")])
 def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_example: bool, digest: str) -> None:
     """A byte that changes here takes from trained adapters what they learnt: on purpose only, with a new PROMPT_VERSION."""
+    shots = EXAMPLE_SHOTS if worked_example else ()
     passages = ["The kiln  is fired\non Tuesdays.", "[2] “Quoted” text."]
     messages = [
         *plan_messages(QUESTION, worked_example),
-        *answer_messages(QUESTION, passages, worked_example),
-        *answer_messages(QUESTION, [], worked_example),
+        *answer_messages(QUESTION, passages, shots),
+        *answer_messages(QUESTION, [], shots),
         *validate_messages(QUESTION, passages, 'Tuesdays. ("fired on Tuesdays")', worked_example),
     ]
     assert digest_of([message.model_dump() for message in messages])[:16] == digest
-    assert PROMPT_VERSION == "26f9fb0b6679"
+    assert PROMPT_VERSION == "cd0fa84894ce"
 
 
 def test_nothing_is_checkpointed() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rag.agent import Teacher, Tools, run_agent, stream_agent
 from rag.events import AnswerText, AnswerWriter, Done
-from rag.prompts import ABSTENTION, answer_messages, answer_target, closed_book_messages, parse_answer
+from rag.prompts import ABSTENTION, EXAMPLE_SHOTS, answer_messages, answer_target, closed_book_messages, parse_answer
 from rag.retrieve import Retriever
 from rag.traces import UnsupportedAnswer, chat_rows
 from rag.validation import Calibration, Logistic, read_verdict, stated_score
@@ -164,7 +164,7 @@ def test_a_low_score_goes_to_the_teacher_with_the_same_passages(endpoint: Endpoi
     assert [citation.quote for citation in trace.citations] == ["The glaze cools for nine hours."]
     assert teacher.asked == ["answer", "validate"]
     shown = [retriever.chunks[chunk_id].text for chunk_id in trace.steps[1].passage_ids]
-    assert teacher.bodies[0]["messages"] == [message.model_dump() for message in answer_messages(QUESTION, shown, worked_example=True)]
+    assert teacher.bodies[0]["messages"] == [message.model_dump() for message in answer_messages(QUESTION, shown, EXAMPLE_SHOTS)]
     assert {body["temperature"] for body in teacher.bodies} == {0.0}
     assert set(teacher.keys) == {f"Bearer {KEY}"}
     assert set(endpoint.keys) == {None}  # the key goes to its own host only

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.calibrate import WITH_COPIED_QUOTES, WITHOUT_PLAN, Tried, attempts_of, calibrate, calibration_json, cross_fit, fit_calibration
+from rag.calibrate import WITH_COPIED_QUOTES, WITHOUT_PLAN, Tried, attempts_of, calibrate, calibration_json, cross_fit, fit_calibration, fit_signals
 from rag.policy import WHOLE_GRAPH, Policy
 from rag.prompts import ABSTENTION
 from rag.retrieve import Retriever
@@ -36,7 +36,7 @@ def tried(number: int, answerable: bool, abstained: bool, right: bool, noise: fl
 def fit(attempts: list[Tried], **ways: list[Tried]) -> Calibration:
     """A calibration of one-round runs through the whole graph, and of the same questions sent other ways."""
     named = {"without_plan": WITHOUT_PLAN, "copied": WITH_COPIED_QUOTES}
-    return fit_calibration("key", "tiny@0123", {WHOLE_GRAPH: [[t] for t in attempts]} | {named[way]: [[t] for t in other] for way, other in ways.items()})
+    return fit_calibration("key", "tiny@0123", {WHOLE_GRAPH: [[t] for t in attempts]} | {named[way]: [[t] for t in other] for way, other in ways.items()}, 1.0)
 
 
 def test_a_calibration_learns_what_tells_right_from_wrong_and_answerable_from_not() -> None:
@@ -90,6 +90,19 @@ def test_the_cheapest_way_that_answered_no_worse_is_the_policy(without_plan: flo
     assert fit(few, without_plan=few, copied=few).policy == WHOLE_GRAPH
 
 
+@settings(max_examples=20, deadline=None)
+@given(limit=st.floats(0, 1), own=st.integers(0, 20), seed=st.integers(0, 99))
+def test_false_abstentions_stay_within_their_limit(limit: float, own: int, seed: int) -> None:
+    made = [tried(1000 * seed + i, answerable=i % 4 > 0, abstained=i < own, right=True, noise=3.0) for i in range(60)]
+    fitted = fit_signals(made, FREE_SIGNALS, limit)
+    answerable = [t for t in made if t.row["answerable"]]
+    own_abstentions = sum(t.abstained for t in answerable)
+    added = sum(fitted.abstains(t.signals) for t in answerable if not t.abstained)
+    assert fitted.threshold <= 0.5
+    assert added <= max(0, limit * len(answerable) - own_abstentions)
+    assert fitted.threshold == 0.5 or added + 1 > int(limit * len(answerable)) - own_abstentions  # no lower than it need be
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_further_rounds_are_begun_only_where_they_helped(helps: bool) -> None:
     rounds = []
@@ -97,7 +110,7 @@ def test_further_rounds_are_begun_only_where_they_helped(helps: bool) -> None:
         first = tried(i, answerable=True, abstained=False, right=i % 2 > 0, noise=0.1)
         second = tried(i + 100, answerable=True, abstained=False, right=helps or i % 2 > 0, noise=0.1)
         rounds.append([first, second])
-    fitted = fit_calibration("key", "tiny@0123", {WHOLE_GRAPH: rounds})
+    fitted = fit_calibration("key", "tiny@0123", {WHOLE_GRAPH: rounds}, 1.0)
     assert (fitted.policy.goes_on_below > 0) == helps
     if helps:
         assert fitted.score(rounds[0][0].signals, False) < fitted.policy.goes_on_below < fitted.score(rounds[1][0].signals, False)
@@ -108,7 +121,7 @@ def test_further_rounds_are_begun_only_where_they_helped(helps: bool) -> None:
 def test_a_row_is_judged_without_its_own_label(rows: list[tuple[dict[str, float], bool]], place: int) -> None:
     def judged(labels: list[bool]) -> Calibration:
         made = [Tried(signals, False, {"answerable": float(label), "is_right": float(label)}) for (signals, _), label in zip(rows, labels, strict=True)]
-        return cross_fit(made, FREE_SIGNALS)[place]
+        return cross_fit(made, FREE_SIGNALS, 0.1)[place]
 
     labels = [label for _, label in rows]
     assert judged(labels) == judged([label != (i == place) for i, label in enumerate(labels)])

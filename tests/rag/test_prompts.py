@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rag.citations import find_quote, page_of
 from rag.prompts import (
     ABSTENTION,
+    EXAMPLE_SHOTS,
     answer_messages,
     answer_target,
     parse_answer,
@@ -37,7 +38,7 @@ def test_a_passage_never_becomes_a_system_message() -> None:
 
 
 def test_a_worked_example_stands_between_system_and_question() -> None:
-    assert [m.role for m in answer_messages("Why?", ["x"], worked_example=True)] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [m.role for m in answer_messages("Why?", ["x"], EXAMPLE_SHOTS)] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert len(plan_messages("Why?", worked_example=True)) == 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 
 from hypothesis import given, settings
@@ -19,8 +20,8 @@ SEEDS = st.integers(0, 2**32)
 
 
 def asked(tokenizer: PreTrainedTokenizerFast, row: Row) -> str:
-    """What tells a row from others whatever the order of its passages: question, proposal and target."""
-    return str(tokenizer.decode(row.encoded.ids)).rpartition("Question: ")[2]
+    """What tells a row from others whatever its passages are and in which order: question, proposal and target."""
+    return re.sub(r"(?s)Sentences near it:.*?<", "<", str(tokenizer.decode(row.encoded.ids)).rpartition("Question: ")[2])
 
 
 def shown(tokenizer: PreTrainedTokenizerFast, row: Row) -> str:

@@ -99,7 +99,7 @@ def test_a_disk_without_room_for_checkpoints_is_refused(make_model: Callable[[Re
 def test_the_largest_batchs_memory_is_told_and_warned_of(make_model: Callable[[Recipe], Any], batcher_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(rank=4)
     model, batches = make_model(recipe), batcher_of().epoch(0, 0)
-    assert describe_memory(model, recipe, batches).endswith("takes about 0.0 GB besides the model")
+    assert describe_memory(model, recipe, batches).endswith("take about 0.0 GB besides the model")
     monkeypatch.setattr("train.preflight.free_bytes", lambda: 1000)
     assert "and 0.0 GB are free" in describe_memory(model, recipe, batches)
 

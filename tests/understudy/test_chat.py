@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rag.prompts import answer_messages, answer_target, plan_messages
+from rag.prompts import EXAMPLE_SHOTS, answer_messages, answer_target, plan_messages
 from understudy.chat import closed_template, encode_example, encode_prompt, render_prompt, template_digest
 from understudy.digests import digest_of
 from understudy.records import Message
@@ -61,7 +61,7 @@ def serve(tokenizer: PreTrainedTokenizerFast, messages: list[Message]) -> list[i
 PROMPTS = [
     plan_messages("Why?"),
     answer_messages("Why?", ["One passage.", "Another one."]),
-    answer_messages("Why?", ["A <think>\n"], worked_example=True),
+    answer_messages("Why?", ["A <think>\n"], EXAMPLE_SHOTS),
     [Message(role="user", content="And?"), Message(role="assistant", content="Hm.</think>Yes.")],
 ]
 

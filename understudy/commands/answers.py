@@ -40,18 +40,18 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     from rag.generations import live_generation
     from rag.retrieve import open_retriever
     from serve.command import engine_for
-    from understudy.commands.wiring import answering_tools, default_model, resolve
+    from understudy.commands.wiring import answering_tools, needs_engine, resolve_name, resolve_steps, usual_model
     from understudy.engines import find_engine, require_engine
 
     workspace = workspace_of(args)
-    name = args.model or default_model(workspace)
-    remote = name in workspace.config.remotes
+    name = resolve_name(workspace, args.model or usual_model(workspace))
+    remote = not needs_engine(workspace, name)
     live_generation(workspace.index, workspace.config.tenant)  # what is missing is told before anything is loaded
     if not remote and not args.start and find_engine(workspace) is None:
         require_engine(workspace)
     retriever = open_retriever(workspace)
     with nullcontext() if remote else engine_for(workspace, report, only=name) as engine:
-        yield workspace, answering_tools(workspace, resolve(workspace, name, engine), retriever, args.mode, not args.no_cache)
+        yield workspace, answering_tools(workspace, resolve_steps(workspace, name, engine), retriever, args.mode, not args.no_cache)
 
 
 def _answer_without_engine(args: Namespace) -> Trace | None:
@@ -60,17 +60,17 @@ def _answer_without_engine(args: Namespace) -> Trace | None:
     from rag.cached import answer_without_model
     from rag.generations import live_generation
     from rag.retrieve import open_retriever
-    from understudy.commands.wiring import cache_scope, cached_answers, default_model, resolve_name
+    from understudy.commands.wiring import cache_scope, cached_answers, needs_engine, resolve_name, usual_model
     from understudy.engines import find_engine
 
     workspace = workspace_of(args)
-    name, mode = args.model or default_model(workspace), args.mode or workspace.config.agent.mode
-    if args.no_cache or not workspace.config.cache.enabled or name in workspace.config.remotes or find_engine(workspace):
+    name, mode = resolve_name(workspace, args.model or usual_model(workspace)), args.mode or workspace.config.agent.mode
+    if args.no_cache or not workspace.config.cache.enabled or not needs_engine(workspace, name) or find_engine(workspace):
         return None
     live_generation(workspace.index, workspace.config.tenant)
     if not workspace.store.count_cache_entries(workspace.config.tenant, cache_scope(workspace, name, mode).digest):
         return None  # before the embedder is loaded for nothing
-    cached = cached_answers(workspace, resolve_name(workspace, name), open_retriever(workspace), mode)
+    cached = cached_answers(workspace, name, open_retriever(workspace), mode)
     if trace := answer_without_model(args.question, cached):
         trace_keeper(workspace)(trace)
     return trace
@@ -173,5 +173,6 @@ def answer_lines(trace: Trace) -> list[str]:
     if not trace.complete:
         caution += f"; cut off: {trace.metadata.get('error', 'the run did not finish')}"
     origin = f", from the cache ({trace.cache})" if trace.cache in ("exact", "semantic") else ""
-    lines.append(printable(f"score {score:.2f} by {trace.model}{origin}{caution}; trace {trace.id[:12]}"))
+    author = f"{trace.model} in {trace.release}" if trace.release else trace.model
+    lines.append(printable(f"score {score:.2f} by {author}{origin}{caution}; trace {trace.id[:12]}"))
     return lines + [f"  {len(unverified)} quotes were not verbatim and are not shown"] * bool(unverified and trace.citations)

@@ -33,12 +33,12 @@ def cache_explain(args: Namespace) -> Outcome:
     """Show what the cache makes of a question."""
     from rag.cache_guard import question_digest
     from rag.retrieve import open_retriever
-    from understudy.commands.wiring import cache_scope, default_model, open_cache
+    from understudy.commands.wiring import cache_scope, open_cache, usual_model
     from understudy.records import CacheEntry
 
     workspace = workspace_of(args)
     cache = open_cache(workspace, open_retriever(workspace))
-    scope = cache_scope(workspace, args.model or default_model(workspace), args.mode or workspace.config.agent.mode)
+    scope = cache_scope(workspace, args.model or usual_model(workspace), args.mode or workspace.config.agent.mode)
     exact = workspace.store.cache_entry(CacheEntry.make_id(scope.digest, question_digest(args.question)))
     near = cache.candidates(args.question, cache.retriever.embed([args.question])[0], scope)
     allowed = [candidate for candidate in near if cache.allows(candidate)]

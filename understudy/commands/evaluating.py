@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.adapters import find_adapter
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import calibration_folder, default_model, resolve, resolve_name, tools_for
-from understudy.config import require_file
+from understudy.commands.wiring import adapters_of, calibration_folder, default_model, needs_engine, release_of, resolve_name, resolve_steps, tools_for
+from understudy.config import Gate, require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
 from understudy.progress import show_progress
@@ -35,6 +35,7 @@ class Plan:
     recorded: dict[str, list[Trace]]  # answers of models that are not asked
     leaks: list[Leak]
     notes: list[str]
+    gates: dict[str, Gate]  # each against a resolved name
 
     @property
     def asked(self) -> list[str]:
@@ -71,7 +72,7 @@ def evaluate(args: Namespace) -> Outcome:
         seed=settings.seed,
         relative=workspace.relative,
         embed=retriever.embed,
-        gates=settings.gates,
+        gates=plan.gates,
         candidates=candidates(workspace, plan.names),
         leaks=plan.leaks,
         notes=plan.notes,
@@ -130,10 +131,23 @@ def make_plan(workspace: Workspace, path: Path, models: str | None, retriever: R
     names = [name if name == "teacher" else resolve_name(workspace, name) for name in given]
     if len(set(names)) < len(names):
         raise UsageError(f"nothing to compare: {', '.join(names)}", "train an adapter first, or name two different models with --models")
-    check_gates(workspace.config.evaluate.gates, names)
+    gates = resolved_gates(workspace, names)
+    check_gates(gates, names)
     questions, leaks, notes = guard(workspace, questions, names, retriever)
     recorded = recorded_models(workspace, questions, names)
-    return Plan(questions, names, recorded, leaks, notes)
+    return Plan(questions, names, recorded, leaks, notes, gates)
+
+
+def resolved_gates(workspace: Workspace, names: list[str]) -> dict[str, Gate]:
+    """The configured gates; what is live is that of the last release's alias among the models."""
+    from serve.release.evidence import live_name
+
+    aliases = [release.alias for name in names if (release := release_of(workspace, name))]
+    gates = workspace.config.evaluate.gates
+    if not aliases:
+        return gates
+    live = live_name(workspace, aliases[-1])
+    return {metric: gate.model_copy(update={"against": live}) if gate.against == "live" else gate for metric, gate in gates.items()}
 
 
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
@@ -143,13 +157,11 @@ def guard(workspace: Workspace, questions: list[Question], names: list[str], ret
     policy = workspace.config.evaluate.leaks
     leaks: list[Leak] = []
     notes = []
-    for name in names:
-        if not is_adapter(workspace, name):
-            continue
-        manifest = find_adapter(workspace, name)[0]
+    for adapter in dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, name)):
+        manifest = find_adapter(workspace, adapter)[0]
         trained = trained_questions(workspace.datasets, manifest)
         if trained is None:
-            notes.append(f"The dataset of {name} is gone: whether a question is nearly one it trained on was not checked.")
+            notes.append(f"The dataset of {adapter} is gone: whether a question is nearly one it trained on was not checked.")
         leaks += find_leaks(questions, manifest, retriever.chunks.values(), trained, retriever.embed)
     barred = {leak.question_id for leak in leaks if leak.kind != "document" or policy != "allow-documents"}
     if barred and policy != "set-apart":
@@ -182,14 +194,9 @@ def recorded_models(workspace: Workspace, questions: list[Question], names: list
         raise
 
 
-def is_adapter(workspace: Workspace, name: str) -> bool:
-    """Whether a resolved name is a registered adapter's."""
-    return name not in ("base", "teacher") and name not in workspace.config.remotes
-
-
 def candidates(workspace: Workspace, names: list[str]) -> list[str]:
-    """The models that gates are put to: the adapters, or where there are none every model but the first."""
-    return [name for name in names[1:] if is_adapter(workspace, name)] or names[1:]
+    """The models that gates are put to: the adapters and releases, or where there are none every model but the first."""
+    return [name for name in names[1:] if adapters_of(workspace, name) or release_of(workspace, name)] or names[1:]
 
 
 def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
@@ -223,14 +230,14 @@ def _ask(workspace: Workspace, plan: Plan, retriever: Retriever, folder: Path) -
             return await evaluate_models(plan.questions, asked, folder, workspace.config.evaluate.concurrency, show_progress)
         finally:
             for of_model in tools.values():
-                await of_model.client.__aexit__()
+                await of_model.__aexit__()
 
-    needs_engine = any(name not in workspace.config.remotes for name in plan.asked)
-    with engine_for(workspace, report) if needs_engine else nullcontext() as engine:
-        models: dict[str, Model] = {name: resolve(workspace, name, engine) for name in plan.asked}
+    is_needed = any(needs_engine(workspace, name) for name in plan.asked)
+    with engine_for(workspace, report) if is_needed else nullcontext() as engine:
+        models = {name: resolve_steps(workspace, name, engine) for name in plan.asked}
         traces = asyncio.run(run({name: tools_for(workspace, model, retriever) for name, model in models.items()}))
         served = {"base": engine.base, "base_digest": engine.base_digest} if engine else {}
-    return {**traces, **plan.recorded}, models, served
+    return {**traces, **plan.recorded}, {name: of_name.answer for name, of_name in models.items()}, served
 
 
 def _runner(tools: Tools) -> Callable[[Question], Awaitable[Trace]]:

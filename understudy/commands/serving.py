@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from understudy.adapters import find_adapter, require_served
+from understudy.client import StepModels
 from understudy.commands import Outcome, report, workspace_of
-from understudy.commands.wiring import answering_tools, calibration_folder, resolve, resolve_name, tools_for
+from understudy.commands.wiring import answering_name, answering_tools, calibration_folder, resolve, resolve_name, tools_for
 from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
 from understudy.progress import show_progress
-from understudy.records import Question
+from understudy.records import Question, TraceFilter
 from understudy.workspace import Workspace
 
 
@@ -106,24 +107,27 @@ def calibrate(args: Namespace) -> Outcome:
     from serve.command import engine_for
 
     workspace = workspace_of(args)
-    name = resolve_name(workspace, args.model)
+    name = answering_name(workspace, resolve_name(workspace, args.model))
     folder = calibration_folder(workspace, name)
     path = require_file(Path(args.questions))
     questions = read_questions(path)
     refuse_trained_on(workspace, questions, [name])
     retriever = open_retriever(workspace)
-    key, kept = calibration_key(digest_of_file(path), retriever, folder.name), read_calibration(folder)
+    key, kept = calibration_key(digest_of_file(path), retriever, folder.name, workspace.config.agent.max_false_abstentions), read_calibration(folder)
     if kept and kept.key == key:
         return Outcome(calibration_json(kept), [f"{name} was calibrated on these questions already"])
     with engine_for(workspace, report) as engine:
-        tools = tools_for(workspace, resolve(workspace, name, engine), retriever)
-        result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress))
+        tools = tools_for(workspace, StepModels.alike(resolve(workspace, name, engine)), retriever)
+        training = workspace.store.traces(workspace.config.tenant, TraceFilter(source="expert", complete=True))
+        result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress, training))
     lines = [
         f"{name} calibrated on {result['questions']} questions; cross-validated: AUROC of its score {_number(result['auroc'])},"
         f" abstention accuracy {_number(result['abstention_accuracy'])}"
     ]
     for fit_name, weights in result["weights"].items():
         lines.append(f"  {fit_name}: " + (", ".join(f"{signal} {weight:+.2f}" for signal, weight in weights.items()) or "the same for every answer"))
+    if result["worked_examples"]:
+        lines.append("  worked examples: " + "; ".join(result["worked_examples"]))
     lines.append("  policy: " + ", ".join(f"{name} {setting}" for name, setting in result["policy"].items()))
     return Outcome(result, lines)
 
