@@ -53,6 +53,7 @@ CLEAN = (429, 502, 503, 504)
 SAMPLE_SECONDS = 2.0
 MAX_GROWTH, MAX_FILES = 1.10, 2 * WORKERS  # of resident memory; of open files: each request may have a connection on either side
 WARM_UP = 48  # questions before anything is counted: embedder, index and thread pools are there then
+ALIAS = "soak"
 RELEASES = any(command.words == "release promote" for command in COMMANDS)
 
 
@@ -89,12 +90,12 @@ async def chat(http: aiohttp.ClientSession, door: Door, model: str, prompt: Prom
     if reply is None:
         return
     text, key = reply["choices"][0]["message"]["content"], prompt[-1].content
-    other = next(name for name in door.references if name != model)
-    expected = {"base": door.workspace.config.models.base}.get(model, model)
-    if reply["model"] not in (model, expected):
-        seen.wrong.append(f"asked {model}, answered as {reply['model']}")
-    elif text == door.references[other][key] != door.references[model][key]:
-        seen.wrong.append(f"asked {model}, answered what {other} says: {text!r}")
+    answered = "base" if reply["model"] in ("base", door.workspace.config.models.base) else reply["model"]
+    other = door.adapter if answered == "base" else "base"
+    if answered not in ((door.adapter, "base") if model == ALIAS else (model,)):
+        seen.wrong.append(f"asked {model}, answered as {answered}")
+    elif text == door.references[other][key] != door.references[answered][key]:
+        seen.wrong.append(f"asked {model}, answered as {answered} what {other} says: {text!r}")
     else:
         seen.answers[model] += 1
 
@@ -131,7 +132,7 @@ async def work(http: aiohttp.ClientSession, door: Door, prompts: list[Prompt], n
         if number % 3 == 2:
             await question(http, door, chosen.choice(prompts), seen)
         else:
-            await chat(http, door, ["base", door.adapter][number % 2], chosen.choice(prompts), seen)
+            await chat(http, door, chosen.choice(["base", door.adapter, *([ALIAS] if RELEASES else [])]), chosen.choice(prompts), seen)
 
 
 async def change_adapters(door: Door, copy: Any, until: float, seen: Seen) -> None:
@@ -146,15 +147,17 @@ async def change_adapters(door: Door, copy: Any, until: float, seen: Seen) -> No
         await asyncio.sleep(0.5)
 
 
-async def change_releases(door: Door, until: float, seen: Seen) -> None:
-    """Promote a release of the adapter and one of the base in turn, and roll back; every fourth change is a rollback."""
-    names = []
-    for answer in (door.adapter, "base"):
-        made = await run_command(door.workspace, "release", "create", "soak", "--answer", answer)
-        names.append(json.loads(made)["release"])
+async def make_releases(door: Door) -> list[str]:
+    """A release of the adapter, live, and one of the base, under one alias."""
+    names = [json.loads(await run_command(door.workspace, "release", "create", ALIAS, "--answer", answer))["release"] for answer in (door.adapter, "base")]
+    await run_command(door.workspace, "release", "promote", names[0], "--force", "--reason", "soak")
+    return names
+
+
+async def change_releases(door: Door, names: list[str], until: float, seen: Seen) -> None:
+    """Promote the base's release, roll back to the adapter's, again and again."""
     while time.monotonic() < until:
-        for number in range(4):
-            words = ("rollback", "soak") if number == 3 else ("promote", names[number % 2], "--force", "--reason", "soak")
+        for words in (("promote", names[1], "--force", "--reason", "soak"), ("rollback", ALIAS)):
             await run_command(door.workspace, "release", *words)
             seen.changes += 1
             await asyncio.sleep(1.0)
@@ -214,11 +217,12 @@ async def soak(door: Door, prompts: list[Prompt], copy: Any, minutes: float) -> 
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
         await asyncio.gather(*(question(http, door, prompts[number % len(prompts)], Seen()) for number in range(WARM_UP)))
+        names = await make_releases(door) if RELEASES else []
         began = time.monotonic()
         until = began + 60 * minutes
         jobs: list[Awaitable[None]] = [work(http, door, prompts, number, until, seen) for number in range(WORKERS)]
         jobs += [change_adapters(door, copy, until, seen), kill_engine(door, began, until, seen), sample(door, until, seen), tell(until, seen)]
-        jobs += [change_releases(door, until, seen)] if RELEASES else []
+        jobs += [change_releases(door, names, until, seen)] if RELEASES else []
         await asyncio.gather(*jobs)
     return seen
 
