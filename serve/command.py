@@ -10,34 +10,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from serve.engine import EngineSpec, load_adapter, plan_engine, served_models, start_engine
+from serve.arguments import EngineSpec
+from serve.engine import load_adapter, plan_engine, served_models, start_engine
+from serve.pausing import announce, withdraw
 from serve.supervise import Engine, free_port, require_free_port
 from understudy.adapters import is_served, manifests
 from understudy.engines import RunningEngine, find_engine
-from understudy.errors import EngineError
+from understudy.errors import EngineError, UsageError
 from understudy.files import locked
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from serve.gateway.agents import Wiring
+    from serve.merge import Merger
+    from understudy.progress import Progress
 
 
 class _Terminated(BaseException):
     """SIGTERM arrived; not an Exception, so that nothing on the way swallows it."""
 
 
-def run_serve(workspace: Workspace, wiring: Wiring) -> None:
+def run_serve(workspace: Workspace, wiring: Wiring, merge: Merger) -> None:
     """Serve in the foreground until Ctrl-C or SIGTERM, which end it in order: the engine, and the gateway in front of it.
 
-    An engine that ends later is started again. Raises EngineError when it cannot start at first or one already runs for this
-    workspace, or when the gateway's port is taken; UsageError where the gateway would be open to a network without a key.
+    An engine that ends later is started again. `merge` writes an adapter merged into its base (`serve.merge`).
+    Raises EngineError when it cannot start at first or one already runs for this workspace, or when the gateway's port is taken;
+    UsageError where the gateway would be open to a network without a key.
     """
     from serve.gateway.observe import Log
     from serve.gateway.run import Supervisor, run_gateway
-    from serve.gateway.server import listen
+    from serve.gateway.server import listen, url_of
 
+    if workspace.config.serve.url:
+        _serve_elsewhere(workspace, wiring)
+        return
     _require_unserved(workspace)
     spec, listening = plan_engine(workspace), listen(workspace)
     for manifest, _ in manifests(workspace):
@@ -47,7 +55,12 @@ def run_serve(workspace: Workspace, wiring: Wiring) -> None:
     supervisor = None
     try:
         log = Log(workspace.logs / "gateway.jsonl")
-        supervisor = Supervisor(_start(workspace, spec), lambda: _start(workspace, plan_engine(workspace)), log, _say)
+        withdraw(workspace)
+        announce(workspace, url_of(workspace.config.gateway), "starting")
+        first = decided(workspace, spec, merge)
+        supervisor = Supervisor(
+            workspace, _start(workspace, first), lambda: _start(workspace, decided(workspace, plan_engine(workspace), merge, may_measure=False)), log, _say
+        )
         _say(_welcome(workspace, _announced(supervisor.engine)))
         run_gateway(workspace, wiring, supervisor, listening, spec.device, log)
         _say("stopped")
@@ -55,21 +68,79 @@ def run_serve(workspace: Workspace, wiring: Wiring) -> None:
         _say("stopped")
     finally:
         listening.close()
+        withdraw(workspace)
         if supervisor is not None:
             supervisor.engine.stop()
         signal.signal(signal.SIGTERM, previous)
 
 
+def _serve_elsewhere(workspace: Workspace, wiring: Wiring) -> None:
+    """The gateway in front of an engine that somebody else runs. Raises NotFoundError where it is not there at first."""
+    from serve.elsewhere import Elsewhere, require_elsewhere
+    from serve.gateway.observe import Log
+    from serve.gateway.run import run_gateway
+    from serve.gateway.server import listen
+
+    listening = listen(workspace)
+    try:
+        engine = require_elsewhere(workspace, _say)
+        assert engine.capabilities is not None
+        _say(f"the engine elsewhere is {engine.capabilities.describe()}")
+        _say(_welcome(workspace, engine))
+        log = Log(workspace.logs / "gateway.jsonl")
+        run_gateway(workspace, wiring, Elsewhere(workspace, log, _say), listening, "elsewhere", log)
+        _say("stopped")
+    except KeyboardInterrupt:
+        _say("stopped")
+    finally:
+        listening.close()
+
+
+def decided(workspace: Workspace, spec: EngineSpec, merge: Merger, may_measure: bool = True) -> EngineSpec:
+    """The spec with what `serve.merge` and `serve.speculative_tokens` leave to measurement decided, by a kept one where nothing has changed."""
+    if spec.settings.merge == "never" and not spec.settings.speculative_tokens:
+        return spec
+    from serve.merge import decide_merge
+    from serve.speculate import decide_speculation
+
+    spec = decide_merge(workspace, spec, merge, _say, may_measure=may_measure)
+    return decide_speculation(workspace, spec, _say, may_measure=may_measure)
+
+
+def run_tune(workspace: Workspace, progress: Callable[[str, int], Progress], write: bool) -> dict[str, Any]:
+    """Measure engine settings; the result is the command's JSON. Raises EngineError where an engine runs already, or none can."""
+    from serve.tune import tune
+
+    if workspace.config.serve.url:
+        raise UsageError("the engine at serve.url is not ours to tune", "unset serve.url to tune vLLM here")
+    _require_unserved(workspace)
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        return tune(workspace, plan_engine(workspace), _say, progress, write)
+    except _Terminated:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 @contextmanager
-def engine_for(workspace: Workspace, progress: Callable[[str], None]) -> Iterator[RunningEngine]:
+def engine_for(workspace: Workspace, progress: Callable[[str], None], only: str = "") -> Iterator[RunningEngine]:
     """The workspace's running engine if it serves the right weights, with every registered adapter loaded; else one of our own.
 
-    Our own listens on the configured port, or on a free one where that is taken, and ends with the block.
+    Our own listens on the configured port, or on a free one where that is taken, and ends with the block. With `serve.url` it is
+    always that one. `only`: the one adapter that is asked, so that an engine in which it is merged will do.
     """
+    if workspace.config.serve.url:
+        from serve.elsewhere import require_elsewhere
+
+        yield require_elsewhere(workspace, progress)
+        return
     spec = plan_engine(workspace)
     with _starting(workspace):
         running = find_engine(workspace)
-        if running is not None and running.base_digest == spec.base_digest:
+        if running is not None and running.merged and running.merged == only:
+            engine, shared = None, running
+        elif running is not None and running.base_digest == spec.base_digest and not running.merged:
             engine, shared = None, _with_adapters(running, spec)
         else:
             engine = start_engine(_on_free_port(spec), log_path(workspace), progress, None if running else workspace.engine_file)

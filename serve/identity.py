@@ -48,12 +48,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_base(manifest: AdapterManifest, weights: Path, tokenizer: PreTrainedTokenizerBase, engine: RunningEngine) -> Check:
-    """The engine's base is the one the adapter was trained for: weights (read anew), tokenizer, chat template, prompts."""
+def check_base(manifest: AdapterManifest, weights: Path, tokenizer: PreTrainedTokenizerBase, engine: RunningEngine, merged: Path | None = None) -> Check:
+    """The engine's base is the one the adapter was trained for: weights (read anew), tokenizer, chat template, prompts.
+
+    An engine of `merged` weights serves those, as they are on disk now.
+    """
     began = time.monotonic()
     pairs = {
         "base's id": (engine.base, manifest.base),
-        "engine's weights": (engine.base_digest, manifest.served_base_digest),
+        "engine's weights": (engine.base_digest, digest_of_files(merged.glob("*.safetensors")) if merged else manifest.served_base_digest),
         f"weights in {weights.name}": (digest_of_files(weights.glob("*.safetensors")), manifest.served_base_digest),
         "tokenizer": (digest_of_file(weights / "tokenizer.json"), manifest.tokenizer_digest),
         "chat template": (template_digest(tokenizer), manifest.chat_template_digest),

@@ -38,19 +38,29 @@ def load_reference(weights: Path, adapter: Path) -> PreTrainedModel:
     Float32, because it is nearest to the engine even where that computes in bf16: on 24 rows of SmolLM2-135M the base served by
     vLLM is 0.025 nats a token from float32 and 0.031 from bf16. Raises AdapterError.
     """
-    import torch
     from peft import PeftModel
+
+    try:
+        base = load_plain(weights)
+        model: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device=str(base.device)).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AdapterError(f"PEFT cannot load the adapter: {error}", "`understudy adapters verify` checks its files") from error
+    return model
+
+
+def load_plain(weights: Path) -> PreTrainedModel:
+    """Weights without an adapter, as `load_reference` has them. Raises AdapterError."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     needed = sum(file.stat().st_size for file in weights.glob("*.safetensors"))  # as bf16
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     device, dtype = ("cuda:0" if free > 1.3 * needed else "cpu"), (torch.bfloat16 if 1.3 * needed < free < 2.6 * needed else torch.float32)
     try:
-        base = AutoModelForCausalLM.from_pretrained(str(weights), dtype=dtype, local_files_only=True, trust_remote_code=False).to(device)
-        model: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device=device).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(weights), dtype=dtype, local_files_only=True, trust_remote_code=False)
+        return model.to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise AdapterError(f"PEFT cannot load the adapter: {error}", "`understudy adapters verify` checks its files") from error
-    return model
+        raise AdapterError(f"the weights in {weights.name} cannot be loaded: {error}", "`understudy models ls` lists what is there") from error
 
 
 class Scorer:

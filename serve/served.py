@@ -27,9 +27,10 @@ TIMEOUT_SECONDS = 300.0
 class Server:
     """The engine's HTTP interface as the proof needs it. Use as a context manager; raises EngineError."""
 
-    def __init__(self, url: str, base: str, adapter: str) -> None:
+    def __init__(self, url: str, base: str, adapter: str, key: str = "") -> None:
         self.url, self.base, self.adapter = url, base, adapter
-        self._http = httpx.Client(timeout=TIMEOUT_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))  # the server ends idle ones
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))  # the server ends idle ones
         self.listed: dict[str, dict[str, Any]] = {row["id"]: row for row in self._ask("GET", f"{url}/models")["data"]}
         if adapter not in self.listed:
             raise EngineError(f"the engine at {url} does not serve {adapter}", "restart it: `understudy serve` loads every registered adapter")
@@ -76,16 +77,16 @@ class Server:
             raise EngineError(f"the engine at {url} broke off: {error!r}", "is it still running? see logs/engine.log") from error
 
 
-def check_listing(server: Server, folder: Path) -> Check:
-    """The engine says that it loaded the adapter from this folder, onto this base."""
+def check_listing(server: Server, folder: Path | None) -> Check:
+    """The engine says that it loaded the adapter from this folder, onto this base; None: an engine elsewhere, whose folders are its own."""
     began = time.monotonic()
     listed = server.listed[server.adapter]
     faults = []
-    if Path(listed.get("root") or "").resolve() != folder.resolve():
+    if folder is not None and Path(listed.get("root") or "").resolve() != folder.resolve():
         faults.append(f"the engine loaded it from {listed.get('root')}")
-    if listed.get("parent") != server.base:
+    if listed.get("parent") != (server.base if server.adapter != server.base else None):  # merged, it is the base
         faults.append(f"the engine put it on {listed.get('parent')}")
-    return Check.of_faults("listed", faults, "the engine loaded it from its folder", began)
+    return Check.of_faults("listed", faults, "the engine loaded it from its folder" if folder else "the engine lists it on its base", began)
 
 
 def check_token_ids(server: Server, tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> Check:

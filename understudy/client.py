@@ -76,10 +76,18 @@ class Patience:
 def engine_model(engine: RunningEngine, name: str) -> Model:
     """The running engine's base or one of its adapters as a Model; raises NotFoundError."""
     if name == "base":
-        return Model("base", engine.base, engine.url, continues=True)
+        if engine.merged:
+            raise NotFoundError(f"the running engine serves {engine.merged} merged into the base, which it does not serve alone", "set serve.merge: never")
+        return served_model(engine, "base", engine.base)
     if name not in engine.models:
         raise NotFoundError(f"the running engine does not serve {name}", "restart `understudy serve`, which loads every registered adapter")
-    return Model(name, name, engine.url, has_adapter=True, continues=True)
+    return served_model(engine, name, name)
+
+
+def served_model(engine: RunningEngine, name: str, served_name: str) -> Model:
+    """What an engine serves, as a Model. Raises NotFoundError where the engine needs a key and it is not in the environment."""
+    continues = engine.capabilities is None or engine.capabilities.kind == "vllm"
+    return Model(name, served_name, engine.url, engine.api_key or NO_KEY, has_adapter=name != "base", continues=continues)
 
 
 def remote_model(name: str, endpoint: Endpoint) -> Model:

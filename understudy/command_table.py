@@ -201,6 +201,7 @@ COMMANDS = [
             arg("recipe", nargs="?", help="a recipe's name or YAML file; default: the workspace's"),
             arg("settings", nargs="*", metavar="key=value", help="settings of the recipe"),
             arg("--dry-run", action="store_true", help="show rows, truncation, memory and time estimates, and train nothing"),
+            arg("--borrow", action="store_true", help="pause the engine that is served from this workspace meanwhile, for its memory"),
         ],
     ),
     Command(
@@ -268,7 +269,17 @@ COMMANDS = [
         [arg("alias"), REASON],
     ),
     Command("release ls", "the releases of every alias, what is live and on trial, and why", "releasing:release_ls", [arg("alias", nargs="?")]),
-    Command("serve", "run vLLM with the base and every registered adapter, and the gateway in front of it", "serving:serve"),
+    Command(
+        "serve",
+        "run vLLM with the base and every registered adapter, and the gateway in front of it",
+        "serving:serve",
+        [
+            arg("--tune", action="store_true", help="measure engine settings on this machine and write the best to understudy.yaml; resumable"),
+            arg("--dry-run", action="store_true", help="with --tune: write nothing"),
+        ],
+    ),
+    Command("serve pause", "free the memory of the running engine; requests get 503 meanwhile", "serving:serve_pause"),
+    Command("serve resume", "bring a paused engine back", "serving:serve_resume"),
     Command(
         "keys create",
         "make a key to the gateway; it is shown once",
@@ -288,7 +299,15 @@ COMMANDS = [
     ),
     Command("keys ls", "the keys to the gateway, without the keys themselves", "access:keys_ls"),
     Command("keys revoke", "end a key; running gateways refuse it from the next request on", "access:keys_revoke", [arg("key", help="its name or id")]),
-    Command("prove", "show that the engine serves what was trained", "serving:prove", [arg("adapter")]),
+    Command(
+        "prove",
+        "show that the engine serves what was trained",
+        "serving:prove",
+        [
+            arg("adapter"),
+            arg("--matrix", action="store_true", help="score it over NF4, dequantised, bf16 and merged weights instead, and say which to serve"),
+        ],
+    ),
     Command(
         "calibrate",
         "fit a model's validation score and its decision to abstain, on questions of their own",

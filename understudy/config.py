@@ -111,16 +111,37 @@ class Endpoint(Section):
 class Serve(Section):
     """The vLLM engine. It listens on loopback only: who can reach it can load adapters into it."""
 
+    url: str = Field(
+        "", pattern=r"^(https?://[^\s]+/v1)?$", description="an engine that runs elsewhere (vLLM, Ollama, llama.cpp, a cluster), with /v1; empty: our own vLLM"
+    )
+    model: str = Field("", description="with url: the base's name there; empty: the first that it lists")
+    api_key_env: str = Field("", description="with url: the environment variable that holds its key")
     port: int = Field(8300, ge=1, le=65535, description="the engine's port on loopback; clients go to gateway.port")
-    dtype: str = Field("bfloat16", description="dtype of the weights in the engine")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="dtype of the weights in the engine; auto: the checkpoint's")
+    quantization: Literal["none", "fp8", "nf4"] = Field(
+        "none", description="of the weights while they are loaded, on a GPU; none: as they are in models/ (an AWQ or GPTQ checkpoint stays one)"
+    )
     max_model_len: int = Field(2048, ge=128, description="longest prompt plus completion, in tokens")
     max_num_seqs: int | None = Field(None, ge=1, description="sequences run at once; unset: 16 on a CPU, the choice of vLLM on a GPU")
     max_num_batched_tokens: int | None = Field(None, ge=64, description="tokens of one engine step; unset: 1024 on a CPU, the choice of vLLM on a GPU")
     kv_cache_gib: float = Field(2.0, gt=0, description="KV cache of the CPU engine")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of GPU memory the engine may take")
+    tensor_parallel: int = Field(1, ge=1, description="devices that share each layer")
+    pipeline_parallel: int = Field(1, ge=1, description="devices that each hold some of the layers")
+    data_parallel: int = Field(1, ge=1, description="copies of the model, each with devices of its own")
+    prefix_caching: bool = Field(True, description="compute what prompts have in common once")
+    chunked_prefill: bool = Field(True, description="mix pieces of long prompts with running answers")
+    structured_outputs: Literal["auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer"] = Field("auto", description="what keeps output to a schema")
+    speculative_tokens: int = Field(
+        0, ge=0, le=16, description="proposed at once by n-gram look-up in the prompt, where a probe at the start shows equal greedy answers and a gain; 0: off"
+    )
     max_loras: int = Field(4, ge=1, description="adapters resident at once")
     max_lora_rank: int | None = Field(None, ge=1, description="unset: the largest rank among the adapters served")
     tool_parser: str = Field("", description="vLLM's parser of the base's tool calls, such as hermes for Qwen2.5; unset: requests with tools are refused")
+    merge: Literal["never", "auto"] = Field(
+        "never", description="auto: a lone adapter is served merged into its base, alone, where that is measured to be faster and proven"
+    )
+    sleep: bool = Field(False, description="`serve pause` puts vLLM to sleep and keeps its process; GPU only. It opens vLLM's development routes on loopback")
     start_seconds: float = Field(600, gt=0, description="how long to wait for the engine to become healthy")
 
 

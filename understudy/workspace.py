@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "adapters"
 
     @property
+    def merged(self) -> Path:
+        """merged/NAME@DIGEST/: adapters in their base's weights, to be served so; they can be made again."""
+        return self.root / "merged"
+
+    @property
     def runs(self) -> Path:
         """runs/DIGEST/: training checkpoints, until the adapter is whole."""
         return self.root / "runs"

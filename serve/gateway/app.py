@@ -64,7 +64,8 @@ def _add_gets(app: FastAPI, gateway: Gateway) -> None:
     async def ready() -> Response:
         """The engine answers too."""
         is_ready = await gateway.is_ready()
-        return JSONResponse({"status": "ready" if is_ready else "engine_unavailable"}, 200 if is_ready else 503)
+        away = "engine_paused" if gateway.names.is_paused else "engine_unavailable"
+        return JSONResponse({"status": "ready" if is_ready else away}, 200 if is_ready else 503)
 
     @app.get("/metrics", response_model=None)
     async def metrics(request: Request) -> Response:

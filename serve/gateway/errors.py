@@ -50,3 +50,8 @@ def unavailable(name: str) -> Refused:
 def too_slow(name: str) -> Refused:
     """A model took longer than the gateway waits."""
     return Refused(504, "upstream_timeout", f"{name} took too long")
+
+
+def paused() -> Refused:
+    """The engine's memory is lent to something else."""
+    return Refused(503, "engine_paused", "the engine is paused, for now", retry_after=30)

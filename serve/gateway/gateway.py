@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.types import Message, Send
 
 from rag.answering import answer_question, stream_answer
 from rag.chat import Conversation
-from serve.engine import CPU_SEQS
+from serve.arguments import CPU_SEQS
 from serve.gateway import agents as rag
 from serve.gateway.agents import Agents, Wiring
 from serve.gateway.call import Call
@@ -32,6 +33,7 @@ from understudy.engines import RunningEngine
 from understudy.records import Release, Trace
 from understudy.workspace import Workspace
 
+DRAIN_POLL_SECONDS = 0.05
 GPU_SEQS = 256  # what vLLM runs at once on a GPU unless told
 
 
@@ -60,10 +62,16 @@ class Gateway:
             self.metrics.waiting.labels(server).set_function(lambda: made.waiting)
         return self._gates[server]
 
-    def serve(self, engine: RunningEngine | None) -> None:
-        """Send requests to this engine from now on; None while there is none."""
-        self.names.engine = engine
+    def serve(self, engine: RunningEngine | None, is_paused: bool = False) -> None:
+        """Send requests to this engine from now on; None while there is none, or while it is paused."""
+        self.names.engine, self.names.is_paused = engine, is_paused
         self.metrics.engine_up.set(engine is not None)
+
+    async def drain(self) -> None:
+        """Wait until no request is at the engine, at most `drain_seconds`."""
+        deadline = time.monotonic() + self.settings.drain_seconds
+        while self.gate("engine").running and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -88,6 +96,8 @@ class Gateway:
         is_remote = model.name in self.workspace.config.remotes
         if request.seed is not None and not is_remote and not self._takes_seeds:
             raise Refused(400, "unsupported_parameter", "this engine takes no `seed`", "seed")  # one ends vLLM 0.32's CPU engine
+        if not is_remote:
+            self._require_capable(request)
         async with self.gate(model.name if is_remote else "engine").slot(call.tenant):
             try:
                 await self.upstream.relay(model, route, request.forwarded(model.served_name), call, send)
@@ -97,6 +107,18 @@ class Gateway:
                 if refused.status == 503:
                     self.names.expire()
                 raise
+
+    def _require_capable(self, request: Sampling) -> None:
+        """Raises Refused where the request needs what an engine elsewhere was found not to have: it might take the field and ignore it."""
+        able = self.names.engine.capabilities if self.names.engine else None
+        if able is None:
+            return
+        form = getattr(request, "response_format", None)
+        asked = {"tools": getattr(request, "tools", None), "response_format": form and form.type != "text", "logprobs": getattr(request, "logprobs", None)}
+        has = {"tools": able.tools, "response_format": able.structured_output, "logprobs": able.logprobs}
+        for field in asked:
+            if asked[field] and not has[field]:
+                raise Refused(400, "unsupported_parameter", f"the engine behind this gateway has no {field.replace('_', ' ')}", field)
 
     async def ask_agent(self, agent: AgentModel, request: ChatRequest, call: Call, send: Send) -> None:
         """Answer from the documents, in the caller's turn."""

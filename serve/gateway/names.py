@@ -15,12 +15,12 @@ from typing import Any, Literal
 import aiohttp
 from pydantic import ValidationError
 
-from serve.gateway.errors import Refused, unavailable
+from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
 from serve.gateway.routing import ReleaseBook
-from serve.prove import PROOF
+from serve.prove import MERGED_PROOF, PROOF
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
-from understudy.client import Model, StepModels, engine_model, remote_model
+from understudy.client import Model, StepModels, engine_model, remote_model, served_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError, UnderstudyError
@@ -71,6 +71,7 @@ class Catalogue:
     adapters: list[ServedAdapter]  # oldest first
     config: Config
     releases: ReleaseBook
+    is_paused: bool = False
 
     def find(self, name: str, tenant: str) -> Model | AgentModel | StepModels:
         """What is behind a name: base (or its id), name@digest, an adapter's name for its newest proven one, an alias for its live release,
@@ -85,7 +86,9 @@ class Catalogue:
         ours = self.config.models.base if self.engine is None else self.engine.base
         if name in ("base", ours):
             if self.engine is None:
-                raise unavailable("the engine")
+                raise self._away()
+            if self.engine.merged:
+                raise Refused(404, "model_not_found", f"the base is not served: {self.engine.merged} is merged into it (serve.merge)", "model")
             return engine_model(self.engine, "base")
         if live := self.releases.live(name):
             return self.models_of(live, tenant)
@@ -94,7 +97,7 @@ class Catalogue:
         if found := next((each.model for each in reversed(known) if each.model), None):
             return found
         if known and self.engine is None:
-            raise unavailable("the engine")
+            raise self._away()
         why = f": {known[-1].fault}" if known else ""
         raise Refused(404, "model_not_found", f"the model `{name[:100]}` does not exist or may not be used{why}", "model")
 
@@ -114,7 +117,7 @@ class Catalogue:
 
     def _served(self, release: Release, adapter: str, tenant: str) -> Model:
         if self.engine is None:
-            raise unavailable("the engine")
+            raise self._away()
         if adapter == "base":
             return engine_model(self.engine, "base")
         known = next((each for each in self.adapters if each.manifest.served_name == adapter), None)
@@ -129,7 +132,7 @@ class Catalogue:
         """Every name that this tenant may use within these scopes."""
         found = []
         if "chat" in scopes and self.engine:
-            found = ["base", *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
+            found = [*([] if self.engine.merged else ["base"]), *(each.model.name for each in self.adapters if each.model and each.is_for(tenant))]
             found += [alias for alias in self.releases.aliases() if self._is_answered(alias, tenant)]
         if "rag" in scopes:
             found += AGENTS
@@ -138,6 +141,9 @@ class Catalogue:
         if "remotes" in scopes and not self.config.offline:
             found += self.config.remotes
         return found
+
+    def _away(self) -> Refused:
+        return paused() if self.is_paused else unavailable("the engine")
 
     def _is_answered(self, alias: str, tenant: str) -> bool:
         try:
@@ -156,16 +162,17 @@ class Catalogue:
             raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
 
 
-def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook) -> Catalogue:
+def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, is_paused: bool = False) -> Catalogue:
     """What the engine serves of the registry, each adapter with what keeps it from traffic."""
     adapters = []
-    for manifest, folder in manifests(workspace) if engine else []:
-        if engine is None or manifest.served_base_digest != engine.base_digest:
-            continue
-        fault = find_fault(manifest, folder, engine, listing)
-        model = None if fault else Model(manifest.served_name, manifest.served_name, engine.url, has_adapter=True, continues=True)
-        adapters.append(ServedAdapter(manifest, model, fault))
-    return Catalogue(engine, adapters, workspace.config, releases)
+    for manifest, folder in manifests(workspace):
+        if engine is None:  # known, so that their names are not called unknown while it is away
+            adapters.append(ServedAdapter(manifest, None))
+        elif manifest.served_name == engine.merged or (manifest.served_base_digest == engine.base_digest and not engine.merged):
+            fault = find_fault(manifest, folder, engine, listing)
+            model = None if fault else served_model(engine, manifest.served_name, manifest.served_name)
+            adapters.append(ServedAdapter(manifest, model, fault))
+    return Catalogue(engine, adapters, workspace.config, releases, is_paused)
 
 
 def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, listing: Listing) -> str:
@@ -174,12 +181,14 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
     if name not in listing:
         return "the engine has not loaded it; restart `understudy serve`"
     root, parent = listing[name]
-    if Path(root).resolve() != folder.resolve() or parent != engine.base:
+    is_elsewhere = engine.capabilities is not None  # its folders are not ours to compare
+    if not engine.merged and (parent != engine.base or not (is_elsewhere or Path(root).resolve() == folder.resolve())):
         return "the engine loaded something else under its name; restart `understudy serve`"
     if not _is_intact(folder, _stamp(folder)):
         return "its files are not those of its digest"
-    proof = _read_proof(folder)
-    if proof.get("digest") != manifest.digest or proof.get("engine", {}).get("base_digest") != engine.base_digest:
+    proof = _read_proof(folder / (MERGED_PROOF if engine.merged else PROOF))
+    about = {"precision": "bfloat16", **proof.get("engine", {})}
+    if proof.get("digest") != manifest.digest or (about.get("base_digest"), about["precision"]) != (engine.base_digest, engine.precision):
         return f"it is not proven; run `understudy prove {name}`"
     return "" if proof.get("passed") is True else "its proof failed"
 
@@ -191,6 +200,7 @@ class Names:
         self._workspace, self._http, self._log = workspace, http, log
         self.releases = ReleaseBook(workspace)
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
+        self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
         self._making = asyncio.Lock()
         self._refreshing: asyncio.Task[Catalogue] | None = None
@@ -216,7 +226,7 @@ class Names:
         before = self._made[2] if self._made and self._made[1] is engine else None
         try:
             listing = await self._listing(engine) if engine else None
-            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.releases)
+            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.releases, self.is_paused)
         except TimeoutError:
             return before or read_catalogue(self._workspace, None, {}, self.releases)
         except AdapterError as error:
@@ -244,7 +254,8 @@ class Names:
         """None where nothing is there. Raises TimeoutError where it takes long to answer."""
         try:
             timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
-            async with self._http.get(f"{engine.url}/models", timeout=timeout, allow_redirects=False) as reply:
+            headers = {"Authorization": f"Bearer {engine.api_key}"} if engine.api_key_env else {}
+            async with self._http.get(f"{engine.url}/models", headers=headers, timeout=timeout, allow_redirects=False) as reply:
                 rows: list[dict[str, Any]] = (await reply.json(content_type=None))["data"]
                 return {row["id"]: (row.get("root") or "", row.get("parent") or "") for row in rows}
         except TimeoutError:
@@ -253,9 +264,9 @@ class Names:
             return None
 
 
-def _read_proof(folder: Path) -> dict[str, Any]:
+def _read_proof(file: Path) -> dict[str, Any]:
     try:
-        proof = read_json(folder / PROOF)
+        proof = read_json(file)
     except UnderstudyError:
         return {}
     return proof if isinstance(proof, dict) else {}

@@ -1,8 +1,7 @@
-"""The engine without vLLM: its command, what it serves, its guardian, and the grouped LoRA arithmetic."""
+"""The engine without vLLM: its template, what it serves, its guardian, and the grouped LoRA arithmetic."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -13,105 +12,25 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.arguments import build_command
 from serve.cpu_lora import add_low_rank, group_rows, pack
-from serve.engine import (
-    EngineSpec,
-    ServedAdapter,
-    build_command,
-    build_environment,
-    registered_adapters,
-    served_base,
-    start_engine,
-    with_closed_template,
-)
+from serve.engine import registered_adapters, served_base, start_engine, with_closed_template
 from serve.supervise import Engine, died, find_cause, free_port, spawn, wait_until_healthy
+from tests.serve.test_arguments import make_spec, option
 from tests.understudy.test_chat import CHATML, HYBRID, R1, make_tokenizer
 from understudy.chat import closed_template, template_digest
-from understudy.config import Config, Serve
+from understudy.config import Config
 from understudy.digests import digest_of
 from understudy.errors import AdapterError, EngineError, NotFoundError
 from understudy.files import write_json
 from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
-
-
-def make_spec(**changes: Any) -> EngineSpec:
-    spec = EngineSpec(Path("/models/base"), "base-id", "d" * 64, [], Serve(), "127.0.0.1", 8300, "cpu", 8)
-    return replace(spec, **changes)
-
-
-def option(command: list[str], name: str) -> str:
-    return command[command.index(name) + 1]
-
-
-def test_command_serves_the_base_and_each_adapter_under_its_immutable_name() -> None:
-    adapters = [ServedAdapter("a@0123456789ab", Path("/adapters/a=1"), 8), ServedAdapter("b@ba9876543210", Path("/adapters/b"), 24)]
-    command = build_command(make_spec(adapters=adapters))
-    assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    assert option(command, "--served-model-name") == "base-id"
-    assert option(command, "--host") == "127.0.0.1"
-    assert option(command, "--max-lora-rank") == "32"  # vLLM's next one above 24
-    modules = [json.loads(module) for module in command[command.index("--lora-modules") + 1 :]]
-    assert [(module["name"], module["path"]) for module in modules] == [(each.name, str(each.path)) for each in adapters]
-
-
-def test_command_takes_adapters_at_run_time_where_there_are_none_yet() -> None:
-    command = build_command(make_spec())
-    assert "--enable-lora" in command
-    assert "--lora-modules" not in command
-    assert build_environment(make_spec())["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
-    assert int(option(command, "--max-cpu-loras")) >= int(option(command, "--max-loras"))
-
-
-def test_cpu_settings_stay_off_a_gpu() -> None:
-    cpu, gpu = build_command(make_spec()), build_command(make_spec(device="cuda"))
-    assert "--enforce-eager" in cpu
-    assert option(cpu, "--kv-cache-memory-bytes") == str(2 * 2**30)
-    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--block-size", "--max-num-batched-tokens", "--max-num-seqs"} & set(gpu)
-    assert option(gpu, "--gpu-memory-utilization") == "0.85"
-    assert not {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & build_environment(make_spec(device="cuda")).keys()
-
-
-def test_few_cores_are_all_used_and_many_are_bound_by_vllm() -> None:
-    few, many = build_environment(make_spec(cores=2)), build_environment(make_spec(cores=64))
-    assert (few["OMP_NUM_THREADS"], few["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
-    assert "OMP_NUM_THREADS" not in many
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in many
-
-
-def test_openmp_is_preloaded_where_it_is_installed() -> None:
-    assert build_environment(make_spec(openmp=Path("/lib/libiomp5.so")))["LD_PRELOAD"] == "/lib/libiomp5.so"
-    assert "LD_PRELOAD" not in build_environment(make_spec(openmp=None))
-
-
-def test_settings_win_over_the_device_default() -> None:
-    for device in ("cpu", "cuda"):
-        command = build_command(make_spec(device=device, settings=Serve(max_num_seqs=3, max_num_batched_tokens=128)))
-        assert (option(command, "--max-num-seqs"), option(command, "--max-num-batched-tokens")) == ("3", "128")
-
-
-def test_tools_are_called_where_their_parser_is_named() -> None:
-    assert "--enable-auto-tool-choice" not in build_command(make_spec())
-    command = build_command(make_spec(settings=Serve(tool_parser="hermes")))
-    assert "--enable-auto-tool-choice" in command and option(command, "--tool-call-parser") == "hermes"
-
-
-def test_engine_never_reaches_out() -> None:
-    environment = build_environment(make_spec())
-    assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
-
-
-def test_rank_beyond_vllms_largest_is_refused() -> None:
-    with pytest.raises(EngineError, match="rank 512, not 600"):
-        build_command(make_spec(adapters=[ServedAdapter("a@0", Path("/a"), 600)]))
-
 
 # ---- the chat template
 

@@ -19,8 +19,10 @@ import httpx
 import pytest
 import torch
 
+from serve.arguments import ServedAdapter
 from serve.command import engine_for, log_path, run_serve
-from serve.engine import ServedAdapter, load_adapter, plan_engine, served_models, start_engine
+from serve.engine import load_adapter, plan_engine, served_models, start_engine, unload_adapter
+from serve.load import measure
 from serve.supervise import free_port, require_free_port
 from tests.conftest import BASE, SERVE, SERVED_BASE, Served, register_random_adapter
 from tests.serve.doors import WIRING
@@ -166,9 +168,37 @@ def test_a_command_borrows_the_running_engine_and_brings_new_adapters(served: Se
     assert find_engine(served.workspace) is not None  # borrowed, not stopped
 
 
+def test_adapters_come_and_go_while_the_engine_answers(served: Served) -> None:
+    fourth = register_random_adapter(served.workspace, "fourth", rank=8, seed=4)
+    [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == fourth]
+    prompts = [[Message(role="user", content=f"Say {number}.")] for number in range(12)]
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(measure, served.running.url, [BASE, served.adapter], prompts, 4)
+        for _ in range(3):
+            load_adapter(served.running.url, adapter)
+            assert fourth in served_models(served.running.url)
+            unload_adapter(served.running.url, fourth)
+            assert fourth not in served_models(served.running.url)
+        assert load.result().faults == []
+    with pytest.raises(AdapterError, match="keeps"):
+        unload_adapter(served.running.url, fourth)
+    shutil.rmtree(adapter.path.parent)
+
+
+def test_the_engine_here_is_an_engine_elsewhere_to_another_workspace(served: Served, tmp_path: Path) -> None:
+    """What the probe makes of a real vLLM."""
+    other = create_workspace(str(tmp_path / "other"), f"serve: {{url: '{served.running.url}'}}\n")
+    with engine_for(other, lambda stage: pytest.fail(f"started an engine: {stage}")) as engine:
+        able = engine.capabilities
+    assert able is not None and able.kind == "vllm" and able.version.startswith("0.32")
+    assert able.can_prove and able.logprobs and able.structured_output and able.lists_adapters and able.loads_adapters
+    assert not able.tools  # no parser is named
+    assert served.adapter in engine.models and engine.base == BASE
+
+
 def test_a_second_server_for_the_workspace_is_refused(served: Served) -> None:
     with pytest.raises(EngineError, match=served.running.url):
-        run_serve(served.workspace, WIRING)
+        run_serve(served.workspace, WIRING, lambda *_: None)
 
 
 def test_a_taken_port_is_refused_before_anything_starts(served: Served, tmp_path: Path) -> None:

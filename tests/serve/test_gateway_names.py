@@ -15,7 +15,7 @@ from tests.serve.test_gateway import error_of
 from understudy.adapters import adapter_digest
 from understudy.commands.wiring import resolve
 from understudy.config import Endpoint as Remote
-from understudy.errors import UsageError
+from understudy.errors import NotFoundError, UsageError
 from understudy.files import write_json
 from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
@@ -52,6 +52,7 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
         register(workspace, "failed", endpoint, {"passed": False}, []): "failed",
         register(workspace, "undecided", endpoint, {"passed": None}, []): "failed",
         register(workspace, "elsewhere", endpoint, {"engine": {"base_digest": "e"}}, []): "not proven",
+        register(workspace, "coarse", endpoint, {"engine": {"base_digest": "d" * 64, "precision": "fp8"}}, []): "not proven",
         register(workspace, "borrowed", endpoint, {"digest": "f" * 64}, []): "not proven",
         register(workspace, "stale", endpoint, {}, []): "something else",
         register(workspace, "absent", endpoint, {}, []): "not loaded",
@@ -75,6 +76,28 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
         assert name in error_of(answers[name])["message"]
     assert "other" not in answers[named["foreign"]].text
     assert [body["model"] for body in endpoint.bodies] == [right, right, right, newer]
+
+
+def test_a_merged_adapter_is_all_there_is_once_it_is_proven_so(workspace: Workspace, endpoint: Endpoint) -> None:
+    name = register(workspace, "lone", endpoint, {}, ["default"])
+    folder = Path(endpoint.listed[name][0])
+    endpoint.listed = {name: (str(workspace.merged / name), "")}
+    engine = engine_of(endpoint, merged=name, base_digest="m" * 64, models=[name])
+    del endpoint.listed[BASE]
+    assert "not proven" in error_of(ask(workspace, engine, model=name))["message"]  # the proof beside its base is none of this
+    proof = {"digest": folder.name, "passed": True, "engine": {"base_digest": "m" * 64, "precision": "bfloat16"}}
+    write_json(folder / "proof-merged.json", proof)
+
+    async def send_all(client: httpx.AsyncClient) -> list[httpx.Response]:
+        asked = [await client.post("/v1/chat/completions", json={"model": model, "messages": TURNS}) for model in (name, "base")]
+        return [*asked, await client.get("/v1/models")]
+
+    answered, refused, models = through(workspace, engine, send_all)
+    assert (answered.status_code, endpoint.bodies[-1]["model"]) == (200, name)
+    assert refused.status_code == 404 and "merged into it" in error_of(refused)["message"]
+    assert next(row["id"] for row in models.json()["data"]) == name
+    with pytest.raises(NotFoundError, match="merged"):
+        resolve(workspace, "base", engine)
 
 
 def test_a_manifest_that_breaks_takes_no_other_models_traffic_away(workspace: Workspace, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from serve.arguments import ServedAdapter
 from serve.command import engine_for
-from serve.engine import ServedAdapter, load_adapter, served_models
-from serve.prove import PROOF, prove
+from serve.engine import load_adapter, plan_engine, served_models
+from serve.gateway.names import find_fault
+from serve.matrix import MATRIX, measure_matrix
+from serve.measured import trial_engine
+from serve.merge import merged_spec
+from serve.prove import MERGED_PROOF, PROOF, prove
 from tests.conftest import Served
+from train.exchange import export_adapter
 from understudy.adapters import WEIGHTS, adapter_digest, find_adapter
 from understudy.cli import main
 from understudy.engines import RunningEngine
@@ -139,3 +146,36 @@ def test_a_deleted_dataset_is_an_error(running: RunningEngine, trained_workspace
             prove(trained_workspace, "tiny", running, print, show_progress)
     finally:
         shutil.move(away, dataset)
+
+
+def test_a_merged_adapter_is_proven_too_and_a_wrong_one_is_not(trained_workspace: Workspace) -> None:
+    """On an engine of its own, with every option that this machine can take and speculative decoding."""
+    manifest, folder = find_adapter(trained_workspace, "tiny")
+    plan = plan_engine(trained_workspace)
+    options = {"structured_outputs": "guidance", "chunked_prefill": False, "max_num_batched_tokens": 2048, "prefix_caching": False}
+    lone = replace(plan, adapters=[each for each in plan.adapters if each.name == manifest.served_name], settings=plan.settings.model_copy(update=options))
+    spec = merged_spec(trained_workspace, lone, lambda name, target: export_adapter(trained_workspace, name, target, "merged"))
+    with trial_engine(replace(spec, speculative_tokens=3), trained_workspace.logs / "merged.log", print) as engine:
+        assert (engine.models, engine.merged) == ([manifest.served_name], manifest.served_name)
+        result = prove(trained_workspace, "tiny", engine, print, show_progress)
+        assert failed(result) == set()
+        assert (result["engine"]["merged"], read_json(folder / MERGED_PROOF)) == (True, result)
+        listing = served_models(engine.url)
+        assert find_fault(manifest, folder, engine, listing) == ""
+        assert "not proven" in find_fault(manifest, folder, engine.model_copy(update={"base_digest": "0" * 64}), listing)
+        weights = next(spec.base_path.glob("*.safetensors"))  # the folder no longer holds what the engine loaded
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        assert "base" in failed(prove(trained_workspace, "tiny", engine, print, show_progress))
+    shutil.rmtree(spec.base_path)
+
+
+def test_the_matrix_tells_the_forms_of_the_weights_apart(running: RunningEngine, trained_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.matrix.ROWS", 8)
+    result = measure_matrix(trained_workspace, "tiny", running, print, show_progress)
+    print(json.dumps(result, indent=1))
+    rows = {row["pair"]: row for row in result["matrix"]}
+    assert rows["dequantised NF4 + adapter"]["distance"] < 0.02 < rows["bf16 base + adapter"]["distance"]
+    assert rows["merged into dequantised NF4"]["distance"] < rows["dequantised NF4 alone"]["distance"]
+    assert len(rows) == 7 and result["recommended"] in rows and result == read_json(find_adapter(trained_workspace, "tiny")[1] / MATRIX)

@@ -50,7 +50,7 @@ def answering(args: Namespace) -> Iterator[tuple[Workspace, Tools]]:
     if not remote and not args.start and find_engine(workspace) is None:
         require_engine(workspace)
     retriever = open_retriever(workspace)
-    with nullcontext() if remote else engine_for(workspace, report) as engine:
+    with nullcontext() if remote else engine_for(workspace, report, only=name) as engine:
         yield workspace, answering_tools(workspace, resolve_steps(workspace, name, engine), retriever, args.mode, not args.no_cache)
 
 

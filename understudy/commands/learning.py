@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ def train(args: Namespace) -> Outcome:
 
         result, lines = dry_run(workspace, recipe)
         return Outcome(result, lines)
+    from serve.pausing import borrowed, find_serving
     from train.sft import train as run
 
-    result = run(workspace, recipe, report, show_progress)
+    if not args.borrow and (serving := find_serving(workspace)) is not None and serving.state == "serving":
+        report(f"an engine is served at {serving.url} and holds its memory; `understudy train --borrow` pauses it while it trains")
+    with borrowed(workspace, report) if args.borrow else nullcontext():
+        result = run(workspace, recipe, report, show_progress)
     if os.environ.get("RANK", "0") != "0":  # of several processes, one prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     loss = result["loss"]

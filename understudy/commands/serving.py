@@ -6,6 +6,7 @@ import asyncio
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from understudy.adapters import find_adapter, require_served
 from understudy.client import StepModels
@@ -20,13 +21,48 @@ from understudy.workspace import Workspace
 
 
 def serve(args: Namespace) -> Outcome:
-    """Serve until interrupted."""
-    from serve.command import run_serve
+    """Serve until interrupted; with --tune, measure settings for it instead."""
+    from serve.command import run_serve, run_tune
     from serve.gateway.agents import Wiring
     from understudy.commands.answers import answer_json
 
-    run_serve(workspace_of(args), Wiring(partial(answering_tools, may_cache=True), answer_json))
+    workspace = workspace_of(args)
+    if args.dry_run and not args.tune:
+        raise UsageError("--dry-run is for --tune", "`understudy serve --tune --dry-run` measures and writes nothing")
+    if args.tune:
+        return _tuned(run_tune(workspace, show_progress, write=not args.dry_run))
+
+    def merge(adapter: str, folder: Path) -> None:
+        from train.exchange import export_adapter
+
+        export_adapter(workspace, adapter, folder, "merged")
+
+    run_serve(workspace, Wiring(partial(answering_tools, may_cache=True), answer_json), merge)
     return Outcome({})
+
+
+def _tuned(result: dict[str, Any]) -> Outcome:
+    changed = ", ".join(f"serve.{name} {value}" for name, value in result["changed"].items())
+    if not changed:
+        return Outcome(result, [f"the settings in force are the best of {len(result['trials'])} for {result['model']}; nothing is changed"])
+    done = "written to understudy.yaml" if result["written"] else "not written"
+    return Outcome(result, [f"best of {len(result['trials'])} for {result['model']}: {changed}, {result['gain']:.2f} × the throughput; {done}"])
+
+
+def serve_pause(args: Namespace) -> Outcome:
+    """Free the engine's memory until it is resumed."""
+    from serve.pausing import pause
+
+    serving = pause(workspace_of(args), report)
+    return Outcome(serving.model_dump(), [f"the engine behind {serving.url} is paused: requests get 503 and Retry-After until `understudy serve resume`"])
+
+
+def serve_resume(args: Namespace) -> Outcome:
+    """Bring the engine back."""
+    from serve.pausing import resume
+
+    serving = resume(workspace_of(args), report)
+    return Outcome(serving.model_dump(), [f"the engine behind {serving.url} answers again"])
 
 
 def prove(args: Namespace) -> Outcome:
@@ -36,11 +72,29 @@ def prove(args: Namespace) -> Outcome:
 
     workspace = workspace_of(args)
     require_served(find_adapter(workspace, args.adapter)[0])
+    if args.matrix:
+        return _matrix(workspace, args.adapter)
     with engine_for(workspace, report) as engine:
         result = run(workspace, args.adapter, engine, report, show_progress)
     lines = [f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['value']} (limit {c['limit']})" for c in result["checks"]]
     lines.append(f"{result['adapter']} is {'proven' if result['passed'] else 'NOT proven: it must take no traffic'}")
     return Outcome(result, lines, 0 if result["passed"] else 3)
+
+
+def _matrix(workspace: Workspace, adapter: str) -> Outcome:
+    from serve.command import engine_for
+    from serve.matrix import measure_matrix
+
+    with engine_for(workspace, report) as engine:
+        result = measure_matrix(workspace, adapter, engine, report, show_progress)
+    lines = [f"{'pair':<58} {'loss':>7} {'against trained':>16} {'95 %':>20} {'nats apart':>11}"]
+    lines += [_matrix_line(row) for row in result["matrix"]]
+    return Outcome(result, [*lines, f"{result['rows']} rows, {result['answer_tokens']} answer tokens; to serve: {result['recommended']}"])
+
+
+def _matrix_line(row: dict[str, Any]) -> str:
+    interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+    return f"{row['pair']:<58} {row['loss']:7.4f} {row['loss_difference']:+16.4f} {interval:>20} {row['distance']:11.4f}"
 
 
 def calibrate(args: Namespace) -> Outcome:

@@ -99,9 +99,25 @@ def _model_checks(workspace: Workspace) -> list[dict[str, str]]:
 
 
 def _state_checks(workspace: Workspace) -> list[dict[str, str]]:
+    if workspace.config.serve.url:
+        return [*_store_checks(workspace), _elsewhere_check(workspace)]
     engine = find_engine(workspace)
     server = _check("server", "ok" if engine else "warn", engine.url if engine else "not running", "" if engine else "run `understudy serve`")
     return [*_store_checks(workspace), server]
+
+
+def _elsewhere_check(workspace: Workspace) -> dict[str, str]:
+    """The engine at `serve.url` and what it can do."""
+    url = workspace.config.serve.url
+    try:
+        engine = find_engine(workspace)
+    except UnderstudyError as error:
+        return _check("engine", "fail", error.message, error.remedy)
+    if engine is None or engine.capabilities is None:
+        return _check("engine", "fail", f"nothing answers at {url}", "start that server, or unset serve.url to run vLLM here")
+    able = engine.capabilities
+    remedy = "" if able.can_prove else "adapters cannot be proven there and take no traffic: serve them with vLLM"
+    return _check("engine", "ok" if able.can_prove else "warn", f"{url}, model {engine.base}: {able.describe()}", remedy)
 
 
 def _store_checks(workspace: Workspace) -> list[dict[str, str]]:
