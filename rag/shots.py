@@ -22,7 +22,7 @@ from understudy.records import Chunk, Question, Trace
 
 DRAWN_SETS = 2  # besides the built-in one
 ANSWERED, ABSTAINED = 2, 1  # of a drawn set; the last shown is an answer
-TRIED = 24  # training questions that each set is tried on
+TRIED = 18  # training questions that each set is tried on
 FEWEST = 12  # with fewer the built-in examples stay
 
 

@@ -17,7 +17,7 @@ from understudy.releases import RESERVED
 
 FOLDER = Path(__file__).parent / "recipes"
 MethodName = Literal["lora", "dora", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "fishmask", "far"]
-LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tuning": 1e-2, "fishmask": 1e-3, "far": 1e-3}  # where lora's does not do
+LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tuning": 1e-2}  # where lora's does not do
 
 
 class Recipe(BaseModel):
@@ -44,7 +44,7 @@ class Recipe(BaseModel):
     warm_start: str | None = Field(None, description="adapter, NAME or NAME@DIGEST, whose weights training starts from")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
     optim: Literal["adamw_torch", "paged_adamw_8bit"] = Field("adamw_torch", description="AdamW's moments: float32, or 8 bits in pageable memory")
-    learning_rate: float = Field(6e-4, gt=0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after the warm-up")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of training over which the rate rises linearly")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
