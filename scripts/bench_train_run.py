@@ -22,7 +22,7 @@ from train.sft import take_step
 from train.trie import Row, TrieBatch, distinct_tokens, merge_tries, weighted_loss
 from understudy.chat import Encoded
 
-RATE, WARM_UP_STEPS, BETAS = 6e-4, 5, (0.9, 0.99)
+RATE, WARM_UP_STEPS, BETAS = Recipe().learning_rate, 5, (0.9, 0.99)
 
 
 class Watch:
