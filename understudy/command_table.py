@@ -261,7 +261,7 @@ COMMANDS = [
         "evaluating:evaluate",
         [
             arg("--questions", metavar="FILE", help="question file (JSONL); needed unless an action is named"),
-            arg("--models", metavar="A,B:MODE,…", help="MODE: agentic (default), fast, closed-book; the first is the baseline; teacher: recorded answers"),
+            arg("--models", metavar="A,B:MODE,…", help="MODE: agentic, fast, closed-book; baseline first; teacher: recorded; default: base, newest adapter"),
             arg("--robustness", type=int, nargs="?", const=0, metavar="N", help="also with distractors, orders, injections, … (of N questions; default: all)"),
             arg("--paraphrases", metavar="FILE", help="question file (JSONL) with the same ids and other words, for --robustness; default: by rules"),
             arg("--gate", action="store_true", help="exit 3 unless every gate passes (evaluate.gates, else: better than the first in the verdict's metrics)"),

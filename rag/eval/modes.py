@@ -31,5 +31,5 @@ def in_mode(model: str, mode: Mode) -> str:
 
 def without_digest(name: str) -> str:
     """What a name in a report has in common with that of the model's successors: NAME@DIGEST:MODE → NAME:MODE."""
-    model, mode = split_mode(name)
-    return in_mode(model.partition("@")[0], mode)
+    model, separator, mode = name.partition(":")
+    return model.partition("@")[0] + separator + mode

@@ -82,7 +82,7 @@ def render_html(
         n_unanswerable=sum(question.has_answer_key and not question.answerable for question in questions),
         documents=sorted({document for question in questions for document in question.documents[:1]}),
         metrics=METRICS,
-        groups=_groups(),
+        groups=_groups(statistics),
         columns=len(names) + 6,
         models=[_model_view(name, place, report, rows[name], statistics) for place, name in enumerate(names)],
         rivals=[_rival_view(name, place, report, statistics) for place, name in enumerate(names) if place],
@@ -131,16 +131,19 @@ def _robustness_view(section: dict[str, Any] | None, names: list[str]) -> dict[s
     models = [{**model, "color": color_place(places[model["name"]]), "found": {c["name"]: c for c in model["conditions"]}} for model in section["models"]]
     plots = [Markup(plot_doses(section, places)), Markup(plot_positions(section, places))]
     tables = []
-    for is_wording, title in ((False, "Passages fixed"), (True, "Passages retrieved")):
+    for is_wording, title in ((False, "Passages fixed"), (True, "Question reworded")):
         of_table = [condition for condition in section["conditions"] if (condition["family"] == "wording") == is_wording]
         asked = [model for model in models if any(condition["name"] in model["found"] for condition in of_table)]
         tables.append({"title": title, "conditions": of_table, "models": asked})
     return {**section, "tables": [table for table in tables if table["models"]], "plots": plots}
 
 
-def _groups() -> list[tuple[str, list[str]]]:
+def _groups(statistics: Statistics) -> list[tuple[str, list[str]]]:
+    """(group, its metrics that some model has, and the verdict's)."""
     groups: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
+        if name not in VERDICT_METRICS and all(of_model[name].value is None for of_model in statistics.intervals.values()):
+            continue
         groups.setdefault(metric.group, []).append(name)
     return list(groups.items())
 

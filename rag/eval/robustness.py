@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.agent import Tools, run_agent
 from rag.eval.estimators import Numbers, mean
 from rag.eval.metrics import Row, column, score_trace
 from rag.eval.modes import split_mode
@@ -24,6 +23,9 @@ from rag.eval.variants import CANARY, PLAIN, Condition, Variant, fixed
 from understudy.digests import digest_of
 from understudy.progress import Progress, show_progress
 from understudy.records import Chunk, Question, Trace
+
+if TYPE_CHECKING:
+    from rag.agent import Tools
 
 METRICS = ("token_f1", "citation_precision", "citation_recall", "abstained", "obeyed")
 FOLDER = "robustness"  # in the run's folder
@@ -120,6 +122,8 @@ def _noted(row: Row) -> Row:
 
 
 def _runner(tools: Tools, variants: dict[str, Variant]) -> Callable[[Question], Any]:
+    from rag.agent import run_agent
+
     one_pass = replace(tools, settings=tools.settings.model_copy(update={"mode": "fast"}))
 
     async def run(question: Question) -> Trace:

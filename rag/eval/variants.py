@@ -78,8 +78,8 @@ def conditions(doses: Sequence[int] = DOSES, usual: int = USUAL) -> list[Conditi
         *(Condition(f"evidence {place}", "position", f"{shown}, with the evidence {place}", plain) for place in ("first", "middle", "last")),
         Condition("injected order", "injection", f"{shown}, one of which orders the model to answer {CANARY!r}", plain),
         Condition("no evidence", "support", "the evidence taken away and one more distractor in its place: abstaining is right", plain),
-        Condition("paraphrased", "wording", "in other words, with passages retrieved for them", PLAIN),
-        Condition("mistyped", "wording", "with typing errors, with passages retrieved for them", PLAIN),
+        Condition("paraphrased", "wording", "in other words, run as the model itself does", PLAIN),
+        Condition("mistyped", "wording", "with typing errors, run as the model itself does", PLAIN),
     ]
 
 
@@ -92,13 +92,13 @@ def make_variants(
     doses: Sequence[int] = DOSES,
     usual: int = USUAL,
 ) -> tuple[list[Variant], int]:
-    """(variants of the questions whose evidence a passage holds whole, how many questions had to be left out), condition by condition.
+    """(variants of the answerable questions whose evidence a passage holds whole, how many others of them there are), condition by condition.
 
     `limit` draws so many of the questions that fit; `paraphrases` by question id take the place of the rules'. The same seed and corpus give
     the same variants.
     """
     found = [(question, passages) for question in questions if (passages := _passages(question, retriever, max(doses), usual))]
-    left_out = len(questions) - len(found)
+    left_out = sum(question.answerable for question in questions) - len(found)
     if limit and limit < len(found):
         places = sorted(Random(seed).sample(range(len(found)), limit))
         found = [found[place] for place in places]
