@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from rag.eval.questions import read_questions
 from rag.prompts import ABSTENTION
 from train.batches import Batcher
-from train.dataset import build_dataset, find_dataset, newest_dataset, read_dataset, read_ledger, render
+from train.dataset import build_dataset, find_dataset, newest_dataset, read_dataset, read_ledger, render, rows_to_learn
 from train.examples import draw_passages
 from train.lint_folder import lint
 from train.recipe import Recipe
@@ -24,7 +24,7 @@ from understudy.cli import build_parser, main
 from understudy.commands.datasets import dataset_show
 from understudy.errors import NotFoundError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, write_json
-from understudy.records import Trace
+from understudy.records import Example, Trace
 from understudy.workspace import Workspace, create_workspace
 
 CREATURES = ("otter", "heron", "badger", "weasel", "falcon", "marten", "beaver", "salmon")
@@ -204,3 +204,17 @@ def test_conversations_are_split_by_near_duplicates(workspace: Workspace, tmp_pa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = read_json(find_dataset(workspace, str(file)) / "dataset.json")
     assert sum(summary["examples"].values()) == 200
+
+
+def test_the_rows_of_some_steps_are_learnt_and_those_of_a_chat_file_by_every_recipe() -> None:
+    row = {"question": "Why?", "target": "x", "passage_ids": [], "kind": "good", "group_ids": [], "trace_id": "t"}
+    splits = ("train", "validation")
+    made = [Example.model_validate(row | {"task": task, "split": split}) for task in ("plan", "answer", "validate", "chat") for split in splits]
+    train, validation = rows_to_learn(made, ["validate"])
+    assert [(row.task, row.split) for row in (*train, *validation)] == [
+        ("validate", "train"),
+        ("chat", "train"),
+        ("validate", "validation"),
+        ("chat", "validation"),
+    ]
+    assert len(rows_to_learn(made, Recipe().steps)[0]) == 4
