@@ -11,7 +11,7 @@ from rag.prompts import PROMPT_VERSION
 from serve.prove import PROOF
 from understudy.adapters import find_adapter
 from understudy.config import Gate
-from understudy.errors import UnderstudyError
+from understudy.errors import NotFoundError, UnderstudyError
 from understudy.files import read_json
 from understudy.records import ENGINE, Release
 from understudy.releases import read_release, standing
@@ -34,8 +34,11 @@ def missing_evidence(workspace: Workspace, release: Release, with_evaluation: bo
         lacking.append("it was made with other prompts than this version's: create it anew")
     if not with_evaluation:
         return lacking, shown
-    if live_generation(workspace.index, release.tenant) != release.generation:
-        lacking.append("the corpus has changed since it was made: create it anew")
+    try:
+        if live_generation(workspace.index, release.tenant) != release.generation:
+            lacking.append("the corpus has changed since it was made: create it anew")
+    except NotFoundError as error:
+        lacking.append(error.message)
     faults, evaluation = _evaluation_of(workspace, release)
     return lacking + faults, {**shown, "evaluation": evaluation}
 

@@ -10,6 +10,7 @@ import pytest
 from rag.agent import run_agent
 from rag.retrieve import Retriever
 from tests.conftest import BASE, Served
+from tests.rag.conftest import retriever, shared_embedder  # noqa: F401 - fixtures
 from tests.serve.test_gateway_live import TURNS, client, url  # noqa: F401 - fixtures
 from understudy.adapters import find_adapter
 from understudy.cli import main
@@ -28,7 +29,7 @@ def released(served: Served, alias: str, answer: str, others: str) -> Release:
     return made
 
 
-def test_a_run_takes_its_steps_from_two_models_of_one_engine(engine_session: Served, retriever: Retriever) -> None:
+def test_a_run_takes_its_steps_from_two_models_of_one_engine(engine_session: Served, retriever: Retriever) -> None:  # noqa: F811
     made = released(engine_session, "two-models", "base", engine_session.adapter)
 
     async def run() -> Trace:
