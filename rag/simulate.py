@@ -55,6 +55,7 @@ class Plan:
     budget: Budget
     concurrency: int = 4
     seed: int = 0
+    documents: frozenset[str] = frozenset()  # ids of those to write about; empty: all
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def simulate(workspace: Workspace, teacher: Model, retriever: Retriever, plan: P
         "retrieval": workspace.config.retrieval.model_dump(),
         "unanswerable": plan.unanswerable,
         "seed": plan.seed,
-    }
+    } | ({"documents": sorted(plan.documents)} if plan.documents else {})
     folder = open_run(workspace.simulations, identity)
     with locked(folder / ".lock"):
         log = CallLog(folder / "calls.jsonl")
@@ -113,7 +114,8 @@ class _Simulation:
         outcome, plan = Outcome(), self._plan
         stored = self._workspace.store.traces(self._retriever.tenant)
         await asyncio.to_thread(self._known.add, [t.question for t in stored if t.metadata.get("simulation") != self._name])
-        visits = visits_of(list(self._retriever.chunks.values()), plan.unanswerable, plan.seed)
+        chunks = [chunk for chunk in self._retriever.chunks.values() if not plan.documents or chunk.document_id in plan.documents]
+        visits = visits_of(chunks, plan.unanswerable, plan.seed)
         async with self._client:
             while outcome.stopped == "chunks" and (wave := list(islice(visits, min(plan.concurrency, plan.questions - len(outcome.kept))))):
                 await self._visit_all(wave, outcome)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rag.eval.labels import reviewed_questions
 from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
 from train.examples import Mix, build_examples, draw_passages, planned_query
-from train.ledger import Rejection, Rules, Verified, verify_traces
+from train.ledger import Barred, Rejection, Rules, Verified, verify_traces
+from train.replay import Replay, replay_some
 from understudy.adapters import manifests
 from understudy.digests import canonical_json, digest_of
 from understudy.errors import NotFoundError, TrainingError, UnderstudyError
@@ -40,18 +41,21 @@ def build_dataset(
     held_out: float = HELD_OUT_SHARE,
     dose: int | None = None,
     no_support: float = Mix.no_support,
+    barred: Barred | None = None,
+    replay: Replay | None = None,
 ) -> dict[str, Any]:
     """Build the dataset of the traces of experts, teachers and other systems; the result is the command's JSON.
 
     Imported traces without recovered passages or support take part where `unverified` asks for them; `held_out` is a share of the traces,
-    `dose` and `no_support` are Mix's. The same traces, corpus and options give the same digest, and an existing dataset is reused.
+    `dose` and `no_support` are Mix's; `barred` says why a trace may not teach, besides the rules, `replay` how much of what was learnt
+    before is repeated. The same traces, corpus and options give the same digest, and an existing dataset is reused.
     Raises NotFoundError where there are no traces, UnderstudyError where none of them may teach.
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
     reviewed = tuple(reviewed_questions(workspace.reports, config.tenant))
     rules = Rules(students_of(workspace), config.retrieval.k if unverified else 0, held_out, reviewed)
-    verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules)
+    verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules, barred)
     if not verified.sources and not verified.rejections:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
     examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support), seed)
@@ -60,6 +64,10 @@ def build_dataset(
             f"no trace may teach: {canonical_json(verified.reasons)}", "see the reasons above; import experts' answers with `understudy traces import FILE`"
         )
     reject_unused(verified, examples)
+    replayed = None
+    if replay:
+        examples, replayed = replay_some(examples, replay, seed)
+        reject_unused(verified, examples, "learnt before, and not repeated this time")
     shown = {c: chunks[c].text for example in examples for c in example.passage_ids}
     documents = {chunks[c].document_id for c in shown} | {citation.document_id for trace in verified.held_out for citation in trace.citations}
     digest = digest_of(
@@ -68,6 +76,7 @@ def build_dataset(
     folder = workspace.datasets / digest
     if not (folder / "dataset.json").exists():
         facts = {"lineage": "traces", "prompt_version": PROMPT_VERSION, "seed": seed, "dose": dose, "no_support": no_support, "unverified": unverified}
+        facts |= {"replay": replayed} if replayed else {}
         facts["document_ids"] = sorted(documents)  # whose text lies in the folder
         rows = {"held-out": [question_row(trace) for trace in verified.held_out]}
         write_dataset(workspace, folder, examples, dict(sorted(shown.items())), facts, rows)
@@ -80,12 +89,12 @@ def students_of(workspace: Workspace) -> frozenset[str]:
     return frozenset({"base", workspace.config.models.base, *(manifest.name for manifest, _ in manifests(workspace))})
 
 
-def reject_unused(verified: Verified, examples: list[Example]) -> None:
+def reject_unused(verified: Verified, examples: list[Example], reason: str = "no passage of its side may be shown") -> None:
     """Enter in the ledger what made no row after all."""
     used = {example.trace_id for example in examples}
     for source in verified.sources:
         if source.trace.id not in used:
-            verified.reject(source.trace, "no passage of its side may be shown")
+            verified.reject(source.trace, reason)
     verified.sources = [source for source in verified.sources if source.trace.id in used]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from understudy.records import Chunk, Record, Trace
 
 ACCEPTED_SCORE = 0.5  # a trace validated below this teaches nothing
 WRONG_RECALL = 1 / 3  # a model's answer that has less of the teacher's words is wrong beyond doubt
+Barred = Callable[[Trace], str | None]  # why a trace may not teach, or None
 FAILURES = 2  # real wrong answers to one question that the validator is shown
 
 
@@ -69,8 +70,8 @@ class Rules:
     reviewed: tuple[str, ...] = ()  # questions that people reviewed in an evaluation: neither they nor near-duplicates teach
 
 
-def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rules = Rules()) -> Verified:
-    """What may teach of all traces, on its side; `chunks` is the corpus by id.
+def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rules = Rules(), barred: Barred | None = None) -> Verified:
+    """What may teach of all traces, on its side; `chunks` is the corpus by id, `barred` says what the rules do not.
 
     Rows may only show passages of groups that the traces of their own side cite: what is kept for calibration or evaluation is never seen
     in training, not even as a distractor.
@@ -91,6 +92,8 @@ def verify_traces(traces: Iterable[Trace], chunks: dict[str, Chunk], rules: Rule
             verified.reject(trace, "the student's own unreviewed answer", "imported again")
         elif found := rejection(trace, chunks, rules.unverified_k > 0):
             verified.reject(trace, *found)
+        elif barred and (reason := barred(trace)):
+            verified.reject(trace, reason)
         else:
             kept.append(trace)
     kept = _without_duplicates(_without_reviewed(kept, rules.reviewed, verified), verified)

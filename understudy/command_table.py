@@ -391,6 +391,17 @@ COMMANDS = [
             arg("--gate", action="store_true", help="exit 3 where something is due"),
         ],
     ),
+    Command(
+        "cycle",
+        "the whole loop once: new documents and traces in, a candidate on trial out; resumable, cheap where nothing is due",
+        "cycling:cycle",
+        [
+            arg("documents", nargs="?", metavar="FOLDER", help="what to ingest from; default: cycle.documents"),
+            arg("--dry-run", action="store_true", help="say whether a cycle is due and what it would do, and do nothing"),
+            arg("--anew", action="store_true", help="begin another although one is unfinished, which is left behind, or nothing is due"),
+            arg("--refreeze", action="store_true", help="take a changed regression set; figures from now on do not compare with those before"),
+        ],
+    ),
     Command("fireworks upload", "lint a dataset, then bring it to Fireworks; resumable", "hosting:fireworks_upload", [DATASET, DRY_RUN]),
     Command(
         "fireworks train",

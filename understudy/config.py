@@ -224,6 +224,24 @@ class Evaluate(Section):
     gates: dict[str, Gate] = Field(default_factory=dict, description="by metric: {against, min_gain or max_loss, confidence}; a failed one is exit code 3")
 
 
+class Cycle(Section):
+    """One turn of the whole loop by `understudy cycle` (docs/cycle.md). Paths are relative to the workspace."""
+
+    documents: str = Field("", description="folder whose new and changed files are ingested; empty: none")
+    regression: str = Field("", description="question file that every candidate is measured on, frozen at the first cycle")
+    teacher: str = Field("", description="the remote that writes and answers questions about new documents; empty: people's traces alone")
+    teacher_questions: int = Field(100, ge=1, description="the teacher's traces to keep, in one cycle")
+    teacher_calls: int = Field(1000, ge=1, description="calls of the teacher in one cycle, at most")
+    teacher_tokens: int | None = Field(None, ge=1, description="the teacher's prompt and completion tokens after which no call is begun; unset: no limit")
+    fewest_traces: int = Field(20, ge=1, description="new traces from which on a cycle trains; any number where drift says that answers got worse")
+    warm_start: bool = Field(True, description="train from the live release's answering adapter; false: from the base, on every trace")
+    replay: float = Field(
+        0.5, ge=0, le=1, description="with a warm start: share of the training rows that repeat what that adapter learnt already; 1: all of it"
+    )
+    recipe: str = Field("", description="a recipe's name or YAML file; empty: the one of `train`")
+    canary: float = Field(0.1, gt=0, le=1, description="share of the conversations on which a candidate that passes is tried")
+
+
 class Redaction(Section):
     """What is taken out of traces before they are stored; a placeholder such as [email] takes its place."""
 
@@ -274,6 +292,7 @@ class Config(Section):
     releases: Releases = Releases()
     fireworks: Fireworks = Fireworks()
     evaluate: Evaluate = Evaluate()
+    cycle: Cycle = Cycle()
     redaction: Redaction = Redaction()
     telemetry: Telemetry = Telemetry()
     remotes: dict[str, Endpoint] = Field(default_factory=dict, description="named OpenAI-compatible endpoints, for --models and teachers")

@@ -143,9 +143,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock file; the kernel lets it go when the process ends, however it ends."""
+def locked(path: Path, held_by: str = "") -> Iterator[None]:
+    """Hold an exclusive lock file; the kernel lets it go when the process ends, however it ends.
+
+    `held_by` says what another holder is doing: then StorageError is raised in place of waiting for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if held_by else 0))
+        except BlockingIOError as error:
+            raise StorageError(f"{held_by} in this workspace", "wait until it ends") from error
         yield

@@ -66,6 +66,11 @@ class Workspace:
         return self.root / "releases"
 
     @property
+    def cycles(self) -> Path:
+        """cycles/NUMBER/: what each cycle did, stage by stage; and the frozen regression sets."""
+        return self.root / "cycles"
+
+    @property
     def reports(self) -> Path:
         """reports/NAME/: evaluations."""
         return self.root / "reports"

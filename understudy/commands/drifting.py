@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from understudy.commands import Outcome, printable, workspace_of
 from understudy.commands.wiring import calibration_folder, default_model
@@ -27,34 +28,39 @@ class Reference:
 
 def drift(args: Namespace) -> Outcome:
     """Compare the recent runs of a model with its reference; exit 3 with --gate where something is due."""
-    from rag.drift import compare, newest_of, what_is_due
-    from rag.retrieve import open_retriever
-
     if args.days <= 0 or not 0.5 < args.confidence < 1:
         raise UsageError("there is no such comparison", "--days is above 0, --confidence between 0.5 and 1")
     workspace = workspace_of(args)
-    name = args.name or default_model(workspace)
-    begin, runs = time.time() - args.days * DAY, _runs(workspace, name, time.time() - (args.days + REFERENCE_DAYS) * DAY)
+    result = measure_drift(workspace, args.name or default_model(workspace), args.days, args.confidence, args.against)
+    reference, recent, due = result["reference"], result["recent"], result["due"]
+    lines = [f"{result['subject']}: {recent['n']} runs of the last {args.days:g} days against {reference['n']} ({reference['source']})"]
+    lines += [_line(signal) for signal in result["signals"]]
+    lines += [*result["advice"], f"due: {', '.join(due) or 'nothing'}"]
+    return Outcome(result, [printable(line) for line in lines], 3 if args.gate and due else 0)
+
+
+def measure_drift(workspace: Workspace, name: str, days: float, confidence: float, against: str | None = None) -> dict[str, Any]:
+    """The command's JSON for a model or an alias. Raises NotFoundError where it has answered nothing since its calibration."""
+    from rag.drift import compare, newest_of, what_is_due
+    from rag.retrieve import open_retriever
+
+    begin, runs = time.time() - days * DAY, _runs(workspace, name, time.time() - (days + REFERENCE_DAYS) * DAY)
     subject, own = newest_of(runs, name)
     if not own:
         raise NotFoundError(f"{name} has answered nothing since its calibration", "`understudy traces ls` lists what was asked; name a model or a release")
     recent = [trace for trace in own if trace.created_at >= begin]
-    reference = _reference(workspace, subject, [trace for trace in own if trace.created_at < begin], args.against)
-    signals = compare(reference.traces, recent, open_retriever(workspace).embed, args.confidence)
+    reference = _reference(workspace, subject, [trace for trace in own if trace.created_at < begin], against)
+    signals = compare(reference.traces, recent, open_retriever(workspace).embed, confidence)
     due, advice = what_is_due(signals)
-    result = {
+    return {
         "subject": subject,
         "reference": {"source": reference.source, "n": len(reference.traces)},
-        "recent": {"days": args.days, "n": len(recent)},
-        "confidence": args.confidence,
+        "recent": {"days": days, "n": len(recent)},
+        "confidence": confidence,
         "signals": [asdict(signal) for signal in signals],
         "due": due,
         "advice": advice,
     }
-    lines = [f"{subject}: {len(recent)} runs of the last {args.days:g} days against {len(reference.traces)} ({reference.source})"]
-    lines += [_line(asdict(signal)) for signal in signals]
-    lines += [*advice, f"due: {', '.join(due) or 'nothing'}"]
-    return Outcome(result, [printable(line) for line in lines], 3 if args.gate and due else 0)
 
 
 def _runs(workspace: Workspace, name: str, since: float) -> list[Trace]:

@@ -1,0 +1,39 @@
+"""cycle: the whole loop once, what a scheduler calls."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.progress import show_progress
+
+
+def cycle(args: Namespace) -> Outcome:
+    """Run a cycle, go on with the one that was interrupted, or say that nothing is due; exit 3 where the candidate is refused."""
+    from understudy.cycle import dry_run, run_cycle
+    from understudy.cycles import BEGIN
+
+    workspace = workspace_of(args)
+    if args.dry_run:
+        result = dry_run(workspace, args.documents)
+        return Outcome(result, [printable(line) for line in _plan_lines(result)])
+    found, made = run_cycle(workspace, args.set, args.documents, args.anew, args.refreeze, report, show_progress)
+    if made is None:
+        return Outcome({"cycle": None, "due": False, "verdict": "nothing", "reason": "; ".join(found.waits)}, [f"nothing to do: {'; '.join(found.waits)}"])
+    assert made.end is not None  # every last stage has a verdict
+    stages = [{"stage": line.stage, "seconds": line.seconds, **line.outcome} for line in made.lines if line.stage != BEGIN]
+    release = made.outcomes.get("evaluate", {}).get("release")
+    result = {"cycle": made.name, "due": True, **made.outcomes[BEGIN], "verdict": made.end.verdict, "reason": made.end.reason, "release": release}
+    lines = [f"cycle {made.name}: {made.end.verdict}: {made.end.reason}"]
+    if made.end.verdict in ("canary", "ready"):
+        lines += [f"release {release}; `understudy release ls` shows how it does, `understudy release promote {release}` makes it live"]
+    return Outcome({**result, "stages": stages}, [printable(line) for line in lines], 3 if made.end.verdict == "refused" else 0)
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """What a dry run found, for people."""
+    why = f"cycle {plan['unfinished']} is unfinished" if plan["unfinished"] else "; ".join(plan["reasons"] if plan["due"] else plan["waits"])
+    lines = [f"{'due' if plan['due'] else 'not due'}: {why}"]
+    lines += [f"  {step['stage']:10}{'done' if step['done'] else step['would']}" for step in plan["steps"]]
+    return [*lines, *(f"drift of {plan['drift']['subject']}: {advice}" for advice in plan["drift"]["advice"])] if plan["drift"] else lines
