@@ -16,7 +16,7 @@ from typing import Any
 
 from understudy.adapters import is_served
 from understudy.commands.wiring import remote_of
-from understudy.cycle_inputs import drift_of, files_digest, live_release, new_traces, recipe_of, warm_start_of
+from understudy.cycle_inputs import drift_of, files_digest, learnt_by, live_release, new_traces, recipe_of, warm_start_of
 from understudy.cycle_stages import Turn
 from understudy.cycles import BEGIN, Cycle, Done, Seen, cycles, frozen_set, last_seen, new_cycle, run_stages
 from understudy.errors import UnderstudyError, UsageError
@@ -62,7 +62,7 @@ def look(workspace: Workspace, documents: str | None) -> Look:
     fresh = set(workspace.store.document_ids(workspace.config.tenant)) - set(seen.documents)
     if fresh and settings.teacher:
         reasons.append(f"{len(fresh)} new documents for {settings.teacher} to ask about")
-    found = len(new_traces(workspace, seen))
+    found = len(new_traces(workspace, seen, learnt_by(workspace, warm_start_of(workspace, live_release(workspace, alias)))))
     if found >= settings.fewest_traces:
         reasons.append(f"{found} new traces")
     elif found and not reasons and not waits and "retrain" in (drift_of(workspace, alias) or {}).get("due", []):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from understudy.adapters import find_adapter
 from understudy.cycles import Seen
 from understudy.digests import digest_of
 from understudy.errors import NotFoundError
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
 DRIFT_CONFIDENCE, DRIFT_DAYS = 0.99, 7.0  # as `understudy drift` has them
 
 
-def new_traces(workspace: Workspace, seen: Seen) -> list[Trace]:
-    """What may teach and came since the cycles until now."""
+def new_traces(workspace: Workspace, seen: Seen, learnt: frozenset[str]) -> list[Trace]:
+    """What may teach, came since the cycles until now, and asks nothing that was learnt already (digests of questions)."""
     from train.dataset import students_of
     from train.ledger import is_teaching
 
     known, students = set(seen.traces), students_of(workspace)
     found = workspace.store.traces(workspace.config.tenant, TraceFilter(complete=True))
-    return [trace for trace in found if trace.id not in known and is_teaching(trace, students)]
+    return [trace for trace in found if trace.id not in known and is_teaching(trace, students) and digest_of(trace.question) not in learnt]
+
+
+def learnt_by(workspace: Workspace, adapter: str | None) -> frozenset[str]:
+    """The digests of the questions that an adapter learnt; none without one."""
+    return frozenset(find_adapter(workspace, adapter)[0].question_digests) if adapter else frozenset()
 
 
 def files_digest(workspace: Workspace, folder: Path | None) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.command_table import COMMANDS
 from understudy.commands.wiring import remote_of
-from understudy.cycle_inputs import drift_of, files_digest, live_release, new_traces, recipe_of
-from understudy.cycles import Cycle, Done, Seen, Stage
+from understudy.cycle_inputs import drift_of, files_digest, learnt_by, live_release, new_traces, recipe_of
+from understudy.cycles import BEGIN, Cycle, Done, Seen, Stage
 from understudy.digests import digest_of
 from understudy.errors import DocumentError
 from understudy.files import write_jsonl
@@ -95,18 +95,19 @@ class Turn:
         """Let the teacher ask and answer about documents that are new, and count what may teach since the last cycle."""
         documents = self.workspace.store.document_ids(self.workspace.config.tenant)
         simulated = self._simulate(set(documents) - set(self.seen.documents))
-        new = new_traces(self.workspace, self.seen)
+        begin = cycle.outcomes[BEGIN]
+        new = new_traces(self.workspace, self.seen, learnt_by(self.workspace, begin["warm_start"]))
         counts = {"people": sum(trace.source == "expert" for trace in new), "all": len(new)}
         outcome = {"simulated": simulated, "new": counts}
-        is_enough, reason = self.is_enough(len(new))
+        is_enough, reason = self.is_enough(len(new), begin["anew"])
         traces = [*self.seen.traces, *(trace.id for trace in new)] if is_enough else self.seen.traces
         cycle.see(Seen(files=cycle.outcomes["ingest"]["files"], documents=documents, traces=traces))
         return Done(outcome=outcome, verdict=None if is_enough else "nothing", reason="" if is_enough else reason)
 
-    def is_enough(self, count: int) -> tuple[bool, str]:
-        """(whether so many new traces are worth training on, why)."""
+    def is_enough(self, count: int, anyway: bool) -> tuple[bool, str]:
+        """(whether so many new traces are worth training on, why); with `anyway` a single one is."""
         fewest = self.workspace.config.cycle.fewest_traces
-        if count >= fewest:
+        if count >= fewest or (count and anyway):
             return True, f"{count} new traces"
         if count and "retrain" in (drift_of(self.workspace, self.alias) or {}).get("due", []):
             return True, f"{count} new traces, and drift says that answers got worse"
@@ -136,14 +137,13 @@ class Turn:
         from train.dataset import build_dataset
         from train.replay import Replay
         from train.reserved import reserved
-        from understudy.adapters import find_adapter
 
         workspace, config, retriever = self.workspace, self.workspace.config, open_retriever(self.workspace)
-        self.refuse_leaks(retriever, cycle.outcomes["begin"]["live"])
+        self.refuse_leaks(retriever, cycle.outcomes[BEGIN]["live"])
         traces = list(workspace.store.traces(config.tenant))
         kept_out = reserved(traces, self.questions, retriever.chunks, retriever.embed, config.evaluate.leaks != "allow-documents")
-        start = cycle.outcomes["begin"]["warm_start"]
-        replay = Replay(frozenset(find_adapter(workspace, start)[0].question_digests), config.cycle.replay) if start else None
+        start = cycle.outcomes[BEGIN]["warm_start"]
+        replay = Replay(learnt_by(workspace, start), config.cycle.replay) if start else None
         built = build_dataset(workspace, held_out=0.0, barred=lambda trace: kept_out.get(trace.id), replay=replay)
         outcome = {key: built.get(key) for key in ("dataset", "path", "examples", "by_step", "traces", "rejected", "replay")}
         nothing = built["examples"]["train"] == 0 or (replay is not None and built["replay"]["new"] == 0)
@@ -160,7 +160,7 @@ class Turn:
         """Train on that dataset, from the live release's adapter where it is to be a warm start."""
         from train.sft import train
 
-        begin = cycle.outcomes["begin"]
+        begin = cycle.outcomes[BEGIN]
         changes = {"dataset": cycle.outcomes["dataset"]["dataset"], "warm_start": begin["warm_start"]}
         with self.lent_memory():
             return Done(outcome=train(self.workspace, recipe_of(self.workspace).model_copy(update=changes), self.report, self.progress))
