@@ -233,7 +233,7 @@ class Cycle(Section):
     teacher_questions: int = Field(100, ge=1, description="the teacher's traces to keep, in one cycle")
     teacher_calls: int = Field(1000, ge=1, description="calls of the teacher in one cycle, at most")
     teacher_tokens: int | None = Field(None, ge=1, description="the teacher's prompt and completion tokens after which no call is begun; unset: no limit")
-    fewest_traces: int = Field(20, ge=1, description="new traces from which on a cycle trains; any number where drift says that answers got worse")
+    fewest_traces: int = Field(20, ge=1, description="new traces from which on a cycle trains; fewer do where drift says that answers got worse")
     warm_start: bool = Field(True, description="train from the live release's answering adapter; false: from the base, on every trace")
     replay: float = Field(
         0.5, ge=0, le=1, description="with a warm start: share of the training rows that repeat what that adapter learnt already; 1: all of it"

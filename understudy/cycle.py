@@ -16,9 +16,10 @@ from typing import Any
 
 from understudy.adapters import is_served
 from understudy.commands.wiring import remote_of
-from understudy.cycle_stages import Turn, drift_of, files_digest, live_release, new_traces, recipe_of, warm_start_of
+from understudy.cycle_inputs import drift_of, files_digest, learnt_by, live_release, new_traces, recipe_of, warm_start_of
+from understudy.cycle_stages import Turn
 from understudy.cycles import BEGIN, Cycle, Done, Seen, cycles, frozen_set, last_seen, new_cycle, run_stages
-from understudy.errors import UsageError
+from understudy.errors import UnderstudyError, UsageError
 from understudy.files import locked
 from understudy.progress import Progress
 from understudy.releases import standing
@@ -46,7 +47,7 @@ class Look:
 def look(workspace: Workspace, documents: str | None) -> Look:
     """Whether a cycle is due, without loading a model unless a few new traces make drift matter. Raises UsageError without an alias."""
     settings, alias = workspace.config.cycle, alias_of(workspace)
-    known = cycles(workspace)
+    known = [cycle for cycle in cycles(workspace) if cycle.outcomes[BEGIN]["tenant"] == workspace.config.tenant]
     unfinished = known[-1] if known and known[-1].end is None else None
     seen = last_seen(known)
     folder = Path(documents) if documents else workspace.root / settings.documents if settings.documents else None
@@ -56,12 +57,12 @@ def look(workspace: Workspace, documents: str | None) -> Look:
     canary = standing(workspace, alias).canary
     if canary:
         waits.append(f"{alias}@{canary.release[:12]} is on trial: `understudy release promote` it, or roll it back, first")
-    if folder and files_digest(workspace, folder) != seen.files:
+    if files_digest(workspace, folder) not in ("", seen.files):
         reasons.append(f"new or changed files in {folder}")
     fresh = set(workspace.store.document_ids(workspace.config.tenant)) - set(seen.documents)
     if fresh and settings.teacher:
         reasons.append(f"{len(fresh)} new documents for {settings.teacher} to ask about")
-    found = len(new_traces(workspace, seen))
+    found = len(new_traces(workspace, seen, learnt_by(workspace, warm_start_of(workspace, live_release(workspace, alias)))))
     if found >= settings.fewest_traces:
         reasons.append(f"{found} new traces")
     elif found and not reasons and not waits and "retrain" in (drift_of(workspace, alias) or {}).get("due", []):
@@ -101,13 +102,15 @@ def run_cycle(
             return found, None
         digest, copy = frozen_set(workspace, regression_source(workspace), refreeze)
         cycle = found.unfinished or begin(workspace, found, digest, anew)
+        if cycle.outcomes[BEGIN]["regression"] != digest:
+            raise UsageError(f"cycle {cycle.name} began on another regression set", "`understudy cycle --anew` begins another cycle")
         is_anew = cycle.outcomes[BEGIN]["anew"]
         seen = found.seen.model_copy(update={"traces": []}) if is_anew else found.seen
         with ExitStack() as held:
             turn = Turn(workspace, overrides, found.folder, copy, seen, report, progress, held)
             try:
                 return found, run_stages(cycle, turn.stages, report)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, UnderstudyError):
                 report(f"cycle {cycle.name} stopped; what is done is kept, and `understudy cycle` goes on with it")
                 raise
 
@@ -123,6 +126,7 @@ def begin(workspace: Workspace, found: Look, regression: str, anew: bool) -> Cyc
     return new_cycle(
         workspace,
         {
+            "tenant": workspace.config.tenant,
             "alias": alias,
             "live": live.name if live else None,
             "warm_start": warm_start_of(workspace, live),

@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.command_table import COMMANDS
 from understudy.commands.wiring import remote_of
-from understudy.cycles import Cycle, Done, Seen, Stage
+from understudy.cycle_inputs import drift_of, files_digest, learnt_by, live_release, new_traces, recipe_of
+from understudy.cycles import BEGIN, Cycle, Done, Seen, Stage
 from understudy.digests import digest_of
 from understudy.errors import DocumentError
 from understudy.files import write_jsonl
 from understudy.progress import Progress
-from understudy.records import ENGINE, Question, Release, Trace, TraceFilter
-from understudy.releases import read_release, standing
+from understudy.records import Question
+from understudy.releases import standing
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
     from rag.retrieve import Retriever
-    from train.recipe import Recipe
 
 UNANSWERABLE = 0.2  # share of the teacher's questions that are meant to find no answer
-DRIFT_CONFIDENCE, DRIFT_DAYS = 0.99, 7.0  # as `understudy drift` has them
 
 
 def arguments(words: str, **given: object) -> Namespace:
     """What the parser would make of a command: its defaults, and what is given."""
     [command] = [each for each in COMMANDS if each.words == words]
-    defaults = {flags[-1].lstrip("-").replace("-", "_"): options.get("default", False if "action" in options else None) for flags, options in command.arguments}
+    defaults = {
+        flags[-1].lstrip("-").replace("-", "_"): options.get("default", False if options.get("action") == "store_true" else None)
+        for flags, options in command.arguments
+    }
     return Namespace(**{"json": True, **defaults, **given})
 
 
@@ -81,7 +83,7 @@ class Turn:
         from rag.ingest import ingest
 
         files = files_digest(self.workspace, self.documents)
-        if self.documents is None or files == self.seen.files:
+        if self.documents is None or files in ("", self.seen.files):
             return Done(outcome={"files": files, "documents": None})
         try:
             return Done(outcome={"files": files, **ingest(self.workspace, [self.documents], self.progress)})
@@ -93,18 +95,19 @@ class Turn:
         """Let the teacher ask and answer about documents that are new, and count what may teach since the last cycle."""
         documents = self.workspace.store.document_ids(self.workspace.config.tenant)
         simulated = self._simulate(set(documents) - set(self.seen.documents))
-        new = new_traces(self.workspace, self.seen)
+        begin = cycle.outcomes[BEGIN]
+        new = new_traces(self.workspace, self.seen, learnt_by(self.workspace, begin["warm_start"]))
         counts = {"people": sum(trace.source == "expert" for trace in new), "all": len(new)}
         outcome = {"simulated": simulated, "new": counts}
-        is_enough, reason = self.is_enough(len(new))
+        is_enough, reason = self.is_enough(len(new), begin["anew"])
         traces = [*self.seen.traces, *(trace.id for trace in new)] if is_enough else self.seen.traces
         cycle.see(Seen(files=cycle.outcomes["ingest"]["files"], documents=documents, traces=traces))
         return Done(outcome=outcome, verdict=None if is_enough else "nothing", reason="" if is_enough else reason)
 
-    def is_enough(self, count: int) -> tuple[bool, str]:
-        """(whether so many new traces are worth training on, why)."""
+    def is_enough(self, count: int, anyway: bool) -> tuple[bool, str]:
+        """(whether so many new traces are worth training on, why); with `anyway` a single one is."""
         fewest = self.workspace.config.cycle.fewest_traces
-        if count >= fewest:
+        if count >= fewest or (count and anyway):
             return True, f"{count} new traces"
         if count and "retrain" in (drift_of(self.workspace, self.alias) or {}).get("due", []):
             return True, f"{count} new traces, and drift says that answers got worse"
@@ -134,14 +137,13 @@ class Turn:
         from train.dataset import build_dataset
         from train.replay import Replay
         from train.reserved import reserved
-        from understudy.adapters import find_adapter
 
         workspace, config, retriever = self.workspace, self.workspace.config, open_retriever(self.workspace)
-        self.refuse_leaks(retriever, cycle.outcomes["begin"]["live"])
+        self.refuse_leaks(retriever, cycle.outcomes[BEGIN]["live"])
         traces = list(workspace.store.traces(config.tenant))
         kept_out = reserved(traces, self.questions, retriever.chunks, retriever.embed, config.evaluate.leaks != "allow-documents")
-        start = cycle.outcomes["begin"]["warm_start"]
-        replay = Replay(frozenset(find_adapter(workspace, start)[0].question_digests), config.cycle.replay) if start else None
+        start = cycle.outcomes[BEGIN]["warm_start"]
+        replay = Replay(learnt_by(workspace, start), config.cycle.replay) if start else None
         built = build_dataset(workspace, held_out=0.0, barred=lambda trace: kept_out.get(trace.id), replay=replay)
         outcome = {key: built.get(key) for key in ("dataset", "path", "examples", "by_step", "traces", "rejected", "replay")}
         nothing = built["examples"]["train"] == 0 or (replay is not None and built["replay"]["new"] == 0)
@@ -158,7 +160,7 @@ class Turn:
         """Train on that dataset, from the live release's adapter where it is to be a warm start."""
         from train.sft import train
 
-        begin = cycle.outcomes["begin"]
+        begin = cycle.outcomes[BEGIN]
         changes = {"dataset": cycle.outcomes["dataset"]["dataset"], "warm_start": begin["warm_start"]}
         with self.lent_memory():
             return Done(outcome=train(self.workspace, recipe_of(self.workspace).model_copy(update=changes), self.report, self.progress))
@@ -246,60 +248,3 @@ class Turn:
         if not self.has_engine:
             self.held.enter_context(engine_for(self.workspace, self.report))
             self.has_engine = True
-
-
-def new_traces(workspace: Workspace, seen: Seen) -> list[Trace]:
-    """What may teach and came since the cycles until now."""
-    from train.dataset import students_of
-    from train.ledger import is_teaching
-
-    known, students = set(seen.traces), students_of(workspace)
-    found = workspace.store.traces(workspace.config.tenant, TraceFilter(complete=True))
-    return [trace for trace in found if trace.id not in known and is_teaching(trace, students)]
-
-
-def files_digest(workspace: Workspace, folder: Path | None) -> str:
-    """What a folder's documents and their sidecars are, by content; empty without a folder. Raises NotFoundError where it is missing."""
-    from rag.load import file_digest, find_files
-    from rag.metadata import sidecar_of
-
-    if folder is None:
-        return ""
-    tenant, rows = workspace.config.tenant, []
-    for file in find_files([folder]):
-        rows.append((str(file), file_digest(file, tenant)))
-        sidecar = sidecar_of(file)
-        rows += [(str(sidecar), file_digest(sidecar, tenant))] if sidecar.is_file() else []
-    return digest_of(rows)
-
-
-def recipe_of(workspace: Workspace) -> Recipe:
-    """The recipe that cycles train by. Raises NotFoundError, UsageError."""
-    from train.recipe import load_recipe
-
-    name = workspace.config.cycle.recipe
-    own = workspace.root / name
-    return load_recipe(str(own) if name and own.is_file() else name or workspace.config.recipe, [])
-
-
-def live_release(workspace: Workspace, alias: str) -> Release | None:
-    """What is live under an alias."""
-    digest = standing(workspace, alias).live
-    return read_release(workspace, alias, digest) if digest else None
-
-
-def warm_start_of(workspace: Workspace, live: Release | None) -> str | None:
-    """The adapter that training goes on from."""
-    has_one = live is not None and live.endpoint == ENGINE and live.adapters["answer"] != "base"
-    return live.adapters["answer"] if live and has_one and workspace.config.cycle.warm_start else None
-
-
-def drift_of(workspace: Workspace, alias: str) -> dict[str, Any] | None:
-    """What `understudy drift` says of what answers under the alias; None where it has answered nothing."""
-    from understudy.commands.drifting import measure_drift
-    from understudy.errors import NotFoundError
-
-    try:
-        return measure_drift(workspace, alias, DRIFT_DAYS, DRIFT_CONFIDENCE)
-    except NotFoundError:
-        return None

@@ -47,6 +47,7 @@ class Frozen(Record):
 
     schema_version: int = SCHEMA_VERSION
     at: float  # seconds since the epoch
+    tenant: str
     digest: str
     source: str  # where it came from
 
@@ -128,12 +129,12 @@ def last_seen(known: list[Cycle]) -> Seen:
 
 
 def frozen_set(workspace: Workspace, source: Path, refreeze: bool) -> tuple[str, Path]:
-    """(digest, the workspace's own copy) of the regression set that holds, which is `source` from the first time on.
+    """(digest, the workspace's own copy) of the tenant's regression set, which is `source` from the first time on.
 
     Raises NotFoundError, StorageError where the copy is damaged, UsageError where the source has changed since and `refreeze` does not take it.
     """
-    log = workspace.cycles / REGRESSION
-    history = _read(log, Frozen)
+    log, tenant = workspace.cycles / REGRESSION, workspace.config.tenant
+    history = [frozen for frozen in _read(log, Frozen) if frozen.tenant == tenant]
     held = history[-1].digest if history else None
     if not source.is_file():
         raise NotFoundError(f"the regression set {source} does not exist", "check cycle.regression")
@@ -145,7 +146,7 @@ def frozen_set(workspace: Workspace, source: Path, refreeze: bool) -> tuple[str,
         )
     if digest != held:
         write_bytes(_copy(workspace, digest), source.read_bytes())
-        append_jsonl(log, Frozen(at=time.time(), digest=digest, source=workspace.relative(source)).model_dump())
+        append_jsonl(log, Frozen(at=time.time(), tenant=tenant, digest=digest, source=workspace.relative(source)).model_dump())
     copy = _copy(workspace, digest)
     if not copy.is_file() or digest_of_file(copy) != digest:
         raise StorageError(f"{copy} is not the regression set of its digest", f"copy {source} there")

@@ -23,7 +23,7 @@ from understudy.cli import main
 from understudy.cycle import look, run_cycle
 from understudy.cycle_stages import Turn
 from understudy.cycles import Cycle, Done, cycles, new_cycle
-from understudy.errors import UsageError
+from understudy.errors import StorageError, UsageError
 from understudy.files import locked, read_json, write_jsonl
 from understudy.progress import show_progress
 from understudy.records import Release
@@ -162,7 +162,7 @@ def test_the_teacher_is_asked_about_new_documents_alone_and_too_few_traces_wait(
     tmp_path: Path,
     teacher: Teacher,  # noqa: F811
 ) -> None:
-    new_cycle(workspace, {}).enter("release", Done(verdict="nothing"), 0)
+    new_cycle(workspace, {"tenant": "default"}).enter("release", Done(verdict="nothing"), 0)
     settings = [f"remotes={{tutor: {{base_url: {teacher.url}, model: m}}}}", "cycle.teacher=tutor", "cycle.teacher_calls=12", "cycle.fewest_traces=50"]
     told = open_workspace(str(workspace.root), settings)
     first = cycle(told)
@@ -201,6 +201,7 @@ def test_what_would_stop_it_later_is_refused_before_it_begins(workspace: Workspa
     }.items():
         refused, code = typed("--set", setting)
         assert code in (1, 2) and message in refused["error"]["message"]
+    assert not cycles(workspace)
     (workspace.root / "ia3.yaml").write_text("{method: ia3}\n")
     assert "cannot be served" in typed("--set", "cycle.recipe=ia3.yaml")[0]["error"]["message"]
     planned, code = typed("--dry-run")
@@ -209,10 +210,33 @@ def test_what_would_stop_it_later_is_refused_before_it_begins(workspace: Workspa
         refused, code = typed()
     assert code == 1 and "another cycle is at work" in refused["error"]["message"]
     assert main(["--workspace", str(workspace.root), "cycle", "--dry-run"]) == 0 and "due: new or changed files" in capsys.readouterr().out
-    ended = new_cycle(workspace, {})
+    ended = new_cycle(workspace, {"tenant": "default"})
     ended.enter("release", Done(verdict="nothing"), 0)
     nothing, code = typed("--set", "cycle.fewest_traces=99", "--set", "cycle.documents=''")
     assert (nothing["due"], nothing["verdict"], code) == (False, "nothing", 0) and "trains from 99" in nothing["reason"]
+
+
+def test_an_empty_folder_is_nothing_new_and_another_tenants_cycles_are_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    quiet = open_workspace(str(workspace.root), ["cycle.fewest_traces=99"])
+    assert not look(quiet, str(tmp_path / "empty")).is_due and look(quiet, str(tmp_path / "inbox")).is_due
+    new_cycle(workspace, {"tenant": "other"})
+    assert look(quiet, str(tmp_path / "inbox")).unfinished is None
+
+
+def test_a_cycle_goes_on_only_on_the_regression_set_it_began_with(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(_turn: Turn, _cycle: Cycle) -> Done:
+        raise StorageError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Turn, "ingest", failed)
+        with pytest.raises(StorageError):
+            cycle(workspace)
+    write_jsonl(workspace.root / "regression.jsonl", [{"id": "r", "question": "How many trout are there?", "answer": None}])
+    with pytest.raises(UsageError, match="not the one that was frozen"):
+        cycle(workspace)
+    with pytest.raises(UsageError, match="began on another regression set"):
+        cycle(workspace, refreeze=True)
 
 
 def test_a_trial_under_way_is_not_replaced(workspace: Workspace) -> None:

@@ -87,6 +87,7 @@ def test_a_cycle_that_is_interrupted_ends_in_a_canary(workspace: Workspace, monk
     found, live = made.outcomes, made.outcomes["begin"]["live"]
     manifest, folder = find_adapter(workspace, found["train"]["adapter"])
     assert manifest.recipe["warm_start"] == found["begin"]["warm_start"] and found["dataset"]["replay"]["new"] > 0
+    assert found["traces"]["new"] == {"people": 8 + 2, "all": 8 + 2}  # the sixty that tiny learnt are none
     assert found["prove"]["passed"] and found["calibrate"]["questions"] == 2 and (folder / "calibration.json").exists()
     assert [(gate["model"], gate["against"], gate["status"]) for gate in found["evaluate"]["gates"]] == [(found["evaluate"]["release"], live, "pass")]
     canary = standing(workspace, ALIAS).canary
