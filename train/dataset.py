@@ -34,6 +34,10 @@ HELD_OUT_SHARE = 0.1  # of the traces, kept for evaluation where no side was dec
 IMPORTED = "imported file"  # lineage of a dataset whose rows come from a file of conversations
 
 
+class NothingToLearn(UnderstudyError):
+    """Every trace was rejected, or is no news to the adapter that training goes on from; no dataset is written."""
+
+
 def build_dataset(
     workspace: Workspace,
     seed: int = 0,
@@ -49,7 +53,7 @@ def build_dataset(
     Imported traces without recovered passages or support take part where `unverified` asks for them; `held_out` is a share of the traces,
     `dose` and `no_support` are Mix's; `barred` says why a trace may not teach, besides the rules, `replay` how much of what was learnt
     before is repeated. The same traces, corpus and options give the same digest, and an existing dataset is reused.
-    Raises NotFoundError where there are no traces, UnderstudyError where none of them may teach.
+    Raises NotFoundError where there are no traces, NothingToLearn where none of them may teach.
     """
     config = workspace.config
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks(config.tenant)}
@@ -60,13 +64,15 @@ def build_dataset(
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
     examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support), seed)
     if not examples:
-        raise UnderstudyError(
+        raise NothingToLearn(
             f"no trace may teach: {canonical_json(verified.reasons)}", "see the reasons above; import experts' answers with `understudy traces import FILE`"
         )
     reject_unused(verified, examples)
     replayed = None
     if replay:
         examples, replayed = replay_some(examples, replay, seed)
+        if not replayed["new"]:
+            raise NothingToLearn("nothing that may teach is new to the adapter that training goes on from", "import experts' answers")
         reject_unused(verified, examples, "learnt before, and not repeated this time")
     shown = {c: chunks[c].text for example in examples for c in example.passage_ids}
     documents = {chunks[c].document_id for c in shown} | {citation.document_id for trace in verified.held_out for citation in trace.citations}

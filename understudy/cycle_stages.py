@@ -134,7 +134,7 @@ class Turn:
     def dataset(self, cycle: Cycle) -> Done:
         """Build the dataset: what is new, and a part of what the warm start learnt; nothing that the regression set asks."""
         from rag.retrieve import open_retriever
-        from train.dataset import build_dataset
+        from train.dataset import NothingToLearn, build_dataset
         from train.replay import Replay
         from train.reserved import reserved
 
@@ -144,11 +144,11 @@ class Turn:
         kept_out = reserved(traces, self.questions, retriever.chunks, retriever.embed, config.evaluate.leaks != "allow-documents")
         start = cycle.outcomes[BEGIN]["warm_start"]
         replay = Replay(learnt_by(workspace, start), config.cycle.replay) if start else None
-        built = build_dataset(workspace, held_out=0.0, barred=lambda trace: kept_out.get(trace.id), replay=replay)
-        outcome = {key: built.get(key) for key in ("dataset", "path", "examples", "by_step", "traces", "rejected", "replay")}
-        nothing = built["examples"]["train"] == 0 or (replay is not None and built["replay"]["new"] == 0)
-        reason = "none of the new traces may teach: `understudy dataset show --only rejected` says why"
-        return Done(outcome=outcome, verdict="nothing" if nothing else None, reason=reason if nothing else "")
+        try:
+            built = build_dataset(workspace, held_out=0.0, barred=lambda trace: kept_out.get(trace.id), replay=replay)
+        except NothingToLearn as error:
+            return Done(verdict="nothing", reason=error.message)
+        return Done(outcome={key: built.get(key) for key in ("dataset", "path", "examples", "by_step", "traces", "rejected", "replay")})
 
     def refuse_leaks(self, retriever: Retriever, live: str | None) -> None:
         """Raise UsageError where the live release knows the regression set, which would stop the evaluation after hours of training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from tests.serve.test_gateway_names import register
 from understudy.cli import main
 from understudy.commands.evaluating import resolved_gates
 from understudy.config import Gate
+from understudy.cycle_stages import Turn
+from understudy.cycles import Cycle, Done, Seen
+from understudy.cycles import Line as StageLine
 from understudy.files import write_json
+from understudy.progress import show_progress
 from understudy.records import Release
-from understudy.releases import add_release, decisions, standing
+from understudy.releases import add_release, decide, decisions, standing
 from understudy.workspace import Workspace, open_workspace
 
 ALIAS, GATES = "eu-act", "evaluate.gates={token_f1: {against: live, max_loss: 0.02}}"
@@ -137,3 +142,26 @@ def test_a_trial_is_set_seen_and_ended(workspace: Workspace, typed: Typed, made:
     ended, _ = typed("rollback", ALIAS)
     assert ended["canary"] is None and ended["live"] == first.name
     assert main(["--workspace", str(workspace.root), "release", "ls"]) == 0
+
+
+def test_a_cycle_ends_by_the_same_evidence(workspace: Workspace, made: list[Release], evaluated: Evaluated, typed: Typed) -> None:
+    opened = open_workspace(str(workspace.root), [GATES, f"releases.default={ALIAS}"])
+
+    def ended(release: Release) -> Done:
+        turn = Turn(opened, [], None, workspace.root / "q", Seen(), print, show_progress, ExitStack())
+        return turn.release(Cycle(workspace.cycles / "0001", [StageLine(stage="evaluate", at=0.0, seconds=0.0, outcome={"release": release.name})]))
+
+    first, second = made
+    assert (ended(first).verdict, ended(first).outcome["lacking"][0][:20]) == ("refused", "it was not evaluated")
+    evaluated(["base", first.name], is_right=True)
+    assert ended(first).verdict == "ready" and standing(workspace, ALIAS).live is None  # a person promotes the first
+    typed("promote", first.name)
+    evaluated([first.name, second.name], is_right=False)
+    assert "gate on token_f1 against eu-act@" in ended(second).reason and standing(workspace, ALIAS).canary is None
+    evaluated([first.name, second.name], is_right=True)
+    tried = ended(second)
+    canary = standing(workspace, ALIAS).canary
+    assert tried.verdict == "canary" and canary is not None and (canary.release, canary.share) == (second.digest, 0.1)
+    assert ended(second) == tried and standing(workspace, ALIAS).canary == canary  # killed before its line: the trial goes on
+    decide(workspace, ALIAS, "canary", lambda before: (first.digest, before.model_copy(update={"canary": canary.model_copy(update={"release": first.digest})})))
+    assert "another release is on trial" in ended(second).reason

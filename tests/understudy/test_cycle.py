@@ -22,7 +22,7 @@ from understudy.adapters import find_adapter
 from understudy.cli import main
 from understudy.cycle import look, run_cycle
 from understudy.cycle_stages import Turn
-from understudy.cycles import Cycle, Done, cycles, new_cycle
+from understudy.cycles import Cycle, Done, Seen, cycles, new_cycle
 from understudy.errors import StorageError, UsageError
 from understudy.files import locked, read_json, write_jsonl
 from understudy.progress import show_progress
@@ -154,6 +154,19 @@ def test_the_next_cycle_goes_on_from_the_live_adapter_and_repeats_a_part_of_what
     assert manifest.recipe["warm_start"] == adapter and set(find_adapter(workspace, adapter)[0].question_digests) < set(manifest.question_digests)
     again = cycle(workspace, anew=True)
     assert again is not None and again.name == "0003" and cycles(workspace)[1].end == cycles(workspace)[1].lines[-1]
+
+
+def test_traces_that_may_not_teach_end_a_cycle_and_make_no_dataset(workspace: Workspace) -> None:
+    seen = [trace.id for trace in workspace.store.traces("default") if "pond" not in trace.question]
+    earlier = new_cycle(workspace, {"tenant": "default"})
+    earlier.see(Seen(traces=seen))
+    earlier.enter("release", Done(verdict="refused"), 0)
+    write_jsonl(
+        workspace.root / "regression.jsonl", [{"id": str(n), "question": q, "answer": "x"} for n, q in enumerate([*ASKED, "When is the pond stocked?"])]
+    )
+    made = cycle(open_workspace(str(workspace.root), ["cycle.fewest_traces=1"]))
+    assert made is not None and made.end is not None and made.end.verdict == "nothing" and "no trace may teach" in made.end.reason
+    assert not workspace.datasets.exists()
 
 
 @pytest.mark.slow
