@@ -32,10 +32,10 @@ NOTES = {
     "well": ("The well is cleaned by two brothers who live beyond the northern hedge.", "Who cleans the well?", "two brothers"),
 }
 SETTINGS = [
-    f"releases.default={ALIAS}", "cycle.regression=regression.jsonl", "cycle.recipe=next.yaml", "cycle.fewest_traces=6", "cycle.replay=0.5",
+    f"releases.default={ALIAS}", "cycle.regression=regression.jsonl", "cycle.recipe=next.yaml", "cycle.fewest_traces=6", "cycle.replay=1",
     "cycle.canary=0.2", "agent.max_rounds=1", "evaluate.resamples=200", "evaluate.gates={token_f1: {against: live, max_loss: 1.0}}",
 ]  # fmt: skip
-RECIPE = "{name: next, max_steps: 2, tokens_per_batch: 512, batches_per_step: 1, learning_rate: 1.0e-4}\n"
+RECIPE = "{name: next, max_steps: 2, tokens_per_batch: 512, batches_per_step: 1, learning_rate: 1.0e-5}\n"
 
 
 def rows(*notes: str) -> list[dict[str, object]]:
