@@ -166,8 +166,12 @@ class Turn:
             return Done(outcome=train(self.workspace, recipe_of(self.workspace).model_copy(update=changes), self.report, self.progress))
 
     def lent_memory(self) -> AbstractContextManager[None]:
-        """The one place where training takes the memory that a served engine holds, and gives it back."""
-        return nullcontext()
+        """Training takes the GPU's memory from a served engine, and gives it back; on a CPU both run side by side."""
+        import torch
+
+        from serve.pausing import borrowed
+
+        return borrowed(self.workspace, self.report) if torch.cuda.is_available() else nullcontext()
 
     def prove(self, cycle: Cycle) -> Done:
         """Prove the candidate; one that is not proven is refused."""
