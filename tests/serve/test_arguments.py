@@ -170,7 +170,9 @@ json.dump(parsed, sys.__stdout__)
 
 
 @pytest.mark.slow
-def test_vllms_own_parser_takes_every_option_and_means_the_same() -> None:
+def test_vllms_own_parser_takes_every_option_and_means_the_same(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
     adapters = [ServedAdapter("a@0123456789ab", Path("/adapters/a=1"), 24)]
     everything = Serve(
         quantization="nf4", tensor_parallel=2, pipeline_parallel=2, data_parallel=2, prefix_caching=False, chunked_prefill=False, dtype="float16",
@@ -179,7 +181,7 @@ def test_vllms_own_parser_takes_every_option_and_means_the_same() -> None:
     specs = [
         make_spec(adapters=adapters),
         make_spec(merged="a@0123456789ab", device="cuda", settings=Serve(quantization="fp8")),
-        make_spec(adapters=adapters, device="cuda", settings=everything, speculative_tokens=4, chat_template=Path("/t.jinja")),
+        make_spec(adapters=adapters, device="cuda", settings=everything, speculative_tokens=4, chat_template=template),
     ]
     commands = [build_command(spec, frozenset({NF4_PLUGIN}))[3:] for spec in specs]
     done = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(commands), capture_output=True, text=True)

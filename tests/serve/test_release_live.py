@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import openai
 import pytest
@@ -55,6 +56,7 @@ def test_an_alias_follows_promotion_and_rollback_in_a_gateway_that_runs(engine_s
 
     assert typed("promote", releases[1].name) == 3  # neither proven nor evaluated
     write_json(folder / "proof.json", {"digest": manifest.digest, "passed": True, "engine": {"base_digest": manifest.served_base_digest}})
+    time.sleep(1.1)  # the gateway looks at proofs once a second
     try:
         with pytest.raises(openai.NotFoundError):
             answers()
@@ -63,3 +65,4 @@ def test_an_alias_follows_promotion_and_rollback_in_a_gateway_that_runs(engine_s
         assert typed("rollback", "live-act") == 0 and answers() == BASE
     finally:
         (folder / "proof.json").unlink()
+        time.sleep(1.1)
