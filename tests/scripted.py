@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -133,14 +133,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def handle(self) -> None:
         try:
-            super().handle()
+            self.end_headers()
+            self.wfile.write(content)
         except OSError:
             self.endpoint.gone.set()
+            raise
+
+    def handle(self) -> None:
+        with suppress(OSError):  # a kept connection that is reset between requests leaves nobody unanswered
+            super().handle()
 
     def log_message(self, *_: object) -> None:
         pass

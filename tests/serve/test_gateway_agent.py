@@ -139,7 +139,8 @@ def test_a_correction_becomes_an_experts_trace_and_leaves_the_cache(workspace: W
     assert expert.question == QUESTION and expert.metadata["split"] == "train"
     assert workspace.store.cache_entries("default") == []
     assert ask(workspace, engine, "/v1/feedback", **correction).json()["trace_id"] == expert.id
-    assert len([trace for trace in workspace.store.traces("default", TraceFilter(source="expert")) if trace.question == QUESTION]) == 1
+    corrections = [trace for trace in workspace.store.traces("default", TraceFilter(source="expert")) if trace.metadata.get("corrects") == wrong["trace_id"]]
+    assert len(corrections) == 1
     for fault, status_code in (({"quotes": ["It says no such thing."]}, 422), ({"trace_id": "0" * 32}, 404), ({"trace_id": "%"}, 400)):
         assert ask(workspace, engine, "/v1/feedback", **{**correction, **fault}).status_code == status_code
     abstention = ask(workspace, engine, "/v1/feedback", trace_id=wrong["trace_id"], answer=None).json()
