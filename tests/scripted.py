@@ -198,8 +198,9 @@ def cut_off(text: str, drop: bool = False) -> Fault:
     return fault
 
 
-def endless(handler: Handler) -> None:
-    """Stream words without end."""
+def endless(handler: Handler, words: int = 20, pause: float = 0.0) -> None:
+    """Stream words without end, so many at once."""
     handler.start_stream()
     while not handler.endpoint.gone.is_set():
-        handler.event({"choices": [{"index": 0, "delta": {"content": "word " * 20}, "finish_reason": None}]})
+        handler.event({"choices": [{"index": 0, "delta": {"content": "word " * words}, "finish_reason": None}]})
+        time.sleep(pause)
