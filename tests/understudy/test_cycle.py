@@ -129,6 +129,7 @@ def test_killed_after_and_inside_every_stage_it_comes_to_the_same_and_repeats_no
     assert len(list(workspace.adapters.glob("small/*/manifest.json"))) == len(list(workspace.datasets.glob("*/dataset.json"))) == 1
 
 
+@pytest.mark.slow
 def test_the_next_cycle_goes_on_from_the_live_adapter_and_repeats_a_part_of_what_it_learnt(workspace: Workspace) -> None:
     first = cycle(workspace)
     assert first is not None and look(workspace, None).unfinished is not None
