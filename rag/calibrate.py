@@ -23,7 +23,7 @@ from rag.policy import WHOLE_GRAPH, Policy, is_worth_taking, worth_going_on_belo
 from rag.prompts import PROMPT_VERSION, Shot
 from rag.retrieve import Retriever
 from rag.shots import choose_shots
-from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, Calibration, Logistic, constant, fit_logistic, write_calibration
+from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, UNFITTED, Calibration, Logistic, constant, fit_logistic, write_calibration
 from understudy.digests import digest_of
 from understudy.errors import EndpointError
 from understudy.progress import Progress
@@ -140,8 +140,7 @@ def _tools_for(tools: Tools, way: Policy, shots: list[Shot]) -> Tools:
     """Tools that send every question one way: no score is accepted, and only the whole graph has more than one round."""
     rounds = tools.settings.max_rounds if way == WHOLE_GRAPH else 1
     settings = tools.settings.model_copy(update={"mode": "agentic", "accept_score": 1.0, "max_rounds": rounds})
-    unfitted = Calibration(key="", model="", questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None)
-    return replace(tools, settings=settings, calibration=unfitted.model_copy(update={"policy": way, "shots": shots}), teacher=None)
+    return replace(tools, settings=settings, calibration=UNFITTED.model_copy(update={"policy": way, "shots": shots}), teacher=None)
 
 
 def fit_calibration(key: str, model: str, attempts: dict[Policy, list[list[Tried]]], limit: float) -> Calibration:

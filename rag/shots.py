@@ -16,7 +16,7 @@ from rag.eval.evidence import Corpus
 from rag.eval.metrics import score_trace, worth
 from rag.prompts import ABSTENTION, EXAMPLE_SHOTS, Shot, answer_target
 from rag.retrieve import document_order
-from rag.validation import Calibration
+from rag.validation import UNFITTED
 from understudy.progress import Progress
 from understudy.records import Chunk, Question, Trace
 
@@ -90,5 +90,4 @@ async def choose_shots(tools: Tools, traces: Iterable[Trace], concurrency: int, 
 def _tools_for(tools: Tools, shots: list[Shot]) -> Tools:
     """One pass, one call to the model, with these examples."""
     settings = tools.settings.model_copy(update={"mode": "fast", "max_rounds": 1})
-    unfitted = Calibration(key="", model="", questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None, shots=shots)
-    return replace(tools, settings=settings, calibration=unfitted, teacher=None)
+    return replace(tools, settings=settings, calibration=UNFITTED.model_copy(update={"shots": shots}), teacher=None)

@@ -81,6 +81,9 @@ class Calibration(BaseModel):
         return self.right.probability(signals) if self.right and not abstained else plain_score(signals, abstained)
 
 
+UNFITTED = Calibration(key="", model="", questions=0, right=None, answerable=None, auroc=None, abstention_accuracy=None)  # decides nothing
+
+
 def signals_of(question: str, passages: list[Passage], answer: Answer, verbatim: float, written: Completion, verdict: float | None) -> dict[str, float]:
     """The signals of one answer; `verbatim` is the share of its quotes that stand in the passages shown."""
     quoted, said, *sentences = overlaps(question, [" ".join(answer.quotes), " ".join([*answer.quotes, answer.text]), *sentences_of(passages)])

@@ -168,15 +168,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def paired_differences(a: Sequence[Row], b: Sequence[Row], metric: str) -> np.ndarray:
+    """b − a over the rows that both define [pairs]; empty for metrics over all rows at once."""
+    if metric in OVER_ALL_ROWS:
+        return np.empty(0)
+    differences = column(b, metric) - column(a, metric)
+    defined: np.ndarray = differences[~np.isnan(differences)]
+    return defined
+
+
 def effect_size(a: Sequence[Row], b: Sequence[Row], metric: str) -> float | None:
     """Cohen's d of the paired differences: their mean ÷ their standard deviation, over the rows that both define.
 
     None for metrics over all rows at once, and where the differences do not vary.
     """
-    if metric in OVER_ALL_ROWS:
-        return None
-    differences = column(b, metric) - column(a, metric)
-    differences = differences[~np.isnan(differences)]
+    differences = paired_differences(a, b, metric)
     deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     return float(differences.mean()) / deviation if deviation > 0 else None
 
@@ -186,10 +192,7 @@ def skewness(a: Sequence[Row], b: Sequence[Row], metric: str) -> float | None:
 
     None for metrics over all rows at once, and where the differences do not vary.
     """
-    if metric in OVER_ALL_ROWS:
-        return None
-    differences = column(b, metric) - column(a, metric)
-    differences = differences[~np.isnan(differences)]
+    differences = paired_differences(a, b, metric)
     if not len(differences) or np.ptp(differences) == 0:
         return None
     around = differences - differences.mean()
