@@ -123,7 +123,7 @@ def run_trl(job: dict[str, Any], wrap: Any = None) -> Watch:
         seed=0,
         **options,
     )
-    per_step = arguments.per_device_train_batch_size * len(rows)
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * len(rows)
     model, lora_config = (load_base(Path(job["base"]), job["quantisation"]), lora) if wrap is None else (wrap(job, lora), None)
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=dataset, peft_config=lora_config, processing_class=AutoTokenizer.from_pretrained(job["base"])
