@@ -36,7 +36,7 @@ def judge(workspace: Workspace, name: str, rows: list[Example], passages: dict[s
         weights, model = (folder := model_path(workspace, workspace.config.models.base)), load_plain(folder)
     else:
         manifest, folder = find_adapter(workspace, name)
-        weights = find_weights(workspace.models, manifest.served_base_digest)
+        weights = find_weights(workspace, manifest.served_base_digest)
         model = load_reference(weights, folder)
     tokenizer, scorer = load_tokenizer(weights), Scorer(model)
     odds = []
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, type=Path)
     parser.add_argument("--adapters", required=True, help="names, comma-separated")
     args = parser.parse_args()
-    workspace = open_workspace(args.workspace)
+    workspace = open_workspace(args.workspace, [])
     examples, passages, _ = read_dataset(newest_dataset(workspace))
     rows = [example for example in examples if example.task == "validate" and example.split == "validation"]
     kinds = sorted({row.kind for row in rows} - {"good"})
