@@ -1,7 +1,7 @@
 """Attention over a token trie, block by block: few scores are computed where a node may not attend.
 
-A dense [nodes, nodes] mask computes every pair and throws most away. Here a block of consecutive queries meets its
-ancestors' keys and the block's own, under the part of the mask that concerns them (docs/training.md, "Prefix sharing").
+A dense [nodes, nodes] mask computes every pair and throws most away. Here a block of consecutive queries meets the
+keys that any of them may attend to, under the part of the mask that concerns them (docs/training.md, "Prefix sharing").
 On GPUs the same mask is FlexAttention's (arXiv:2412.05496), and SDPA with the dense mask stays for what it does not take.
 """
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "token-trie"
 FLEX = "flex_attention"  # as transformers calls it
-QUERY_BLOCK = 128  # queries of one block at most; longer branches are cut, shorter ones beside each other merged
+QUERY_BLOCK = 128  # queries of one block
+ROUND = 64  # nodes, and keys of a block, are multiples of it: a CPU library keeps a compiled kernel for every new shape
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,26 @@ class Block:
 
     start: int
     end: int
-    runs: tuple[tuple[int, int], ...]  # [start, end) runs of keys, in order; the last ends with the block
+    runs: tuple[tuple[int, int], ...]  # [start, end) runs of keys, in order
     bias: Tensor  # [queries, keys] added to the scores: 0, or -inf where the query may not attend to the key
+
+
+def rounded_up(count: int) -> int:
+    """The next multiple of ROUND."""
+    return -(-count // ROUND) * ROUND
 
 
 @lru_cache(maxsize=16)  # every layer asks for the same, of every batch at work
 def plan_blocks(branches: tuple[Branch, ...], dtype: torch.dtype) -> tuple[Block, ...]:
-    """Blocks that cover the branches' nodes in order, each made of whole branches or of a piece of one."""
-    mask = dense_mask(list(branches), branches[-1].end)
-    spans: list[tuple[int, int]] = []
-    for branch in branches:
-        for start in range(branch.start, branch.end, QUERY_BLOCK):
-            end = min(branch.end, start + QUERY_BLOCK)
-            if spans and end - spans[-1][0] <= QUERY_BLOCK:
-                spans[-1] = (spans[-1][0], end)
-            else:
-                spans.append((start, end))
+    """Blocks that cover the branches' nodes in order; where keys are short of a round number, others join that no query may attend to."""
+    nodes = branches[-1].end
+    mask = dense_mask(list(branches), nodes)
     blocks = []
-    for start, end in spans:
-        keys = mask[start:end].any(dim=0).nonzero()[:, 0]
+    for start in range(0, nodes, QUERY_BLOCK):
+        end = min(nodes, start + QUERY_BLOCK)
+        met = mask[start:end].any(dim=0)
+        spare = (~met).nonzero()[: rounded_up(int(met.sum())) - int(met.sum()), 0]
+        keys = met.index_fill(0, spare, True).nonzero()[:, 0]
         allowed = mask[start:end, keys]
         blocks.append(Block(start, end, runs_of(keys.tolist()), torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))))
     return tuple(blocks)

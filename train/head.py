@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.attention import rounded_up
 from train.fused import compute_dtype
 
 CHUNK_VALUES = 2**23  # logits at once: 170 rows of 49,152, 55 of 152,000; 48 MiB with their float32 copy
@@ -44,8 +45,10 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor) -> Tensor:
         """hidden [targets, hidden], weight [vocabulary, hidden] → scalar."""
         matrix, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        count, spare = len(targets), rounded_up(len(targets)) - len(targets)  # the spare ones weigh nothing
+        hidden, targets, weights = functional.pad(hidden, (0, 0, 0, spare)), functional.pad(targets, (0, spare)), functional.pad(weights, (0, spare))
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = max(1, CHUNK_VALUES // weight.shape[0])
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
@@ -57,7 +60,7 @@ class ChunkedLoss(torch.autograd.Function):
                 chances = logits.sub_(spread[:, None]).exp_()
                 chances.scatter_add_(1, targets[part, None], chances.new_full((len(chances), 1), -1.0))
                 gradient[part] = chances.mul_(weights[part, None]).to(hidden.dtype) @ matrix
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(None if gradient is None else gradient[:count])
         return loss
 
     @staticmethod

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
-from train.attention import FLEX, NAME, Branch, dense_mask, flex_mask, runs_of
+from train.attention import FLEX, NAME, Branch, dense_mask, flex_mask, rounded_up, runs_of
 from train.head import summed_loss, target_logprobs_of
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
@@ -114,9 +115,12 @@ def source_states(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
     """Last hidden states [targets, hidden] of the nodes that predict the targets."""
     decoder = backbone(model)
     implementation = decoder.config._attn_implementation
+    ids, positions = batch.ids, batch.positions
     attention: dict[str, Any]
     if implementation == NAME:
-        attention = {"branches": batch.branches}
+        spare = rounded_up(len(ids)) - len(ids)  # nodes that nothing attends to and no loss falls on
+        ids, positions = (functional.pad(nodes, (0, spare)) for nodes in (ids, positions))
+        attention = {"branches": [*batch.branches, *([Branch(len(batch.ids), len(ids), ())] if spare else [])]}
     elif implementation == FLEX:
         attention = {"attention_mask": flex_mask(batch.branches, model.device)}
     else:
@@ -124,7 +128,7 @@ def source_states(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
         bias = torch.zeros(mask.shape, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
         attention = {"attention_mask": bias[None, None].to(model.device)}
     states: torch.Tensor = decoder(
-        input_ids=batch.ids[None].to(model.device), position_ids=batch.positions[None].to(model.device), use_cache=False, **attention
+        input_ids=ids[None].to(model.device), position_ids=positions[None].to(model.device), use_cache=False, **attention
     ).last_hidden_state[0]
     return states[batch.sources.to(states.device)]
 
