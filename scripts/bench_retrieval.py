@@ -26,8 +26,8 @@ from peers import peers_python
 from rag.embed import Embedder
 from rag.index import RESCORED, build_index, open_index, tokenize
 from rag.retrieve import Retriever
-from understudy.config import Retrieval
 from understudy.records import Chunk, Document
+from understudy.settings.corpus import Retrieval
 from understudy.store.sqlite import SqliteStore
 
 K = 10

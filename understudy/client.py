@@ -20,10 +20,10 @@ import openai
 from pydantic import BaseModel
 
 from understudy.completions import Completion, Draft
-from understudy.config import Endpoint
 from understudy.engines import RunningEngine
 from understudy.errors import EndpointError, NotFoundError
 from understudy.records import Message
+from understudy.settings.serving import Endpoint
 
 NO_KEY = "none"
 CONNECT_SECONDS = 10.0

@@ -45,6 +45,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def require_file(path: Path) -> Path:
+    """The path, if a file is there; raises NotFoundError otherwise."""
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist", "check the path")
+    return path
+
+
 def read_json(path: Path) -> Any:
     """The JSON value of a file; raises NotFoundError or StorageError naming the path."""
     try:

@@ -19,9 +19,9 @@ from rag.eval.robustness import Asked, summarise
 from rag.eval.similarity import Embed, add_similarity
 from rag.eval.stats import VERDICT_METRICS, Comparison, Statistics, cluster_of, compute_statistics
 from rag.eval.wording import verdicts
-from understudy.config import Gate
 from understudy.files import write_json, write_text
 from understudy.records import SCHEMA_VERSION, Chunk, Question, Trace
+from understudy.settings.evaluating import Gate
 
 SCORES = "scores.json"
 

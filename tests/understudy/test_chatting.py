@@ -24,8 +24,8 @@ from understudy.client import ModelClient
 from understudy.commands import inert_json, printable
 from understudy.commands.answers import AnswerPrinter, answer_json, answer_lines
 from understudy.commands.chatting import Session
-from understudy.config import Agent
 from understudy.records import Citation, Trace
+from understudy.settings.answers import Agent
 from understudy.workspace import Workspace
 
 ANSWERS = {

@@ -96,7 +96,7 @@ def cache_calibrate(args: Namespace) -> Outcome:
     from rag.cache_calibrate import calibrate, hits_among, measure_pairs, read_pairs, wilson
     from rag.cache_decision import read_parameters, write_parameters
     from rag.reindex import open_embedder
-    from understudy.config import require_file
+    from understudy.files import require_file
 
     workspace = workspace_of(args)
     pairs = read_pairs(require_file(Path(args.file)))

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from understudy.commands import Outcome, printable
-from understudy.config import require_file
+from understudy.files import require_file
 
 
 def questions_import(args: Namespace) -> Outcome:

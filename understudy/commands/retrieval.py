@@ -125,7 +125,7 @@ def index_warm(args: Namespace) -> Outcome:
     """Embed common queries ahead."""
     from rag.eval.questions import read_questions
     from rag.retrieve import warm
-    from understudy.config import require_file
+    from understudy.files import require_file
 
     path = require_file(Path(args.file))
     if path.suffix == ".jsonl":

@@ -12,9 +12,9 @@ from understudy.adapters import find_adapter, require_served
 from understudy.client import StepModels
 from understudy.commands import Outcome, report, workspace_of
 from understudy.commands.wiring import answering_name, answering_tools, calibration_folder, resolve, resolve_name, tools_for
-from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
+from understudy.files import require_file
 from understudy.progress import show_progress
 from understudy.records import Question, TraceFilter
 from understudy.workspace import Workspace

@@ -19,8 +19,8 @@ from rag.eval.leaks import Leak
 from rag.eval.metrics import score_trace
 from rag.eval.report import build_report
 from rag.eval.wording import format_difference, format_number
-from understudy.config import Gate
 from understudy.records import Question, Trace
+from understudy.settings.evaluating import Gate
 
 KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
 KEYS |= {"report", "provenance", "robustness"}
