@@ -21,7 +21,7 @@ from serve.proof_rows import choose_spread, dataset_of, fitting, read_rows
 from serve.reference import Scorer, import_torch_patiently
 from serve.served import Server
 from serve.weigh import CONFIDENCE, RESAMPLES, Floats
-from understudy.adapters import find_adapter, require_served, verify_adapter
+from understudy.adapters import AdapterManifest, find_adapter, require_served, verify_adapter
 from understudy.chat import Encoded
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
@@ -29,7 +29,7 @@ from understudy.errors import AdapterError, NotFoundError
 from understudy.files import read_json, write_json
 from understudy.models import find_weights
 from understudy.progress import Progress
-from understudy.records import SCHEMA_VERSION, AdapterManifest
+from understudy.records import SCHEMA_VERSION
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

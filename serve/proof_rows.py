@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rag.prompts import ABSTENTION, answer_messages
+from understudy.adapters import AdapterManifest
 from understudy.chat import Encoded, encode_example
 from understudy.errors import NotFoundError
 from understudy.files import read_json, read_jsonl
-from understudy.records import AdapterManifest, Example, Message
+from understudy.records import Example, Message
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

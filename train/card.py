@@ -7,7 +7,7 @@ from typing import Any
 
 from train.methods import METHODS
 from train.metrics import Row
-from understudy.records import AdapterManifest
+from understudy.adapters import AdapterManifest
 
 
 def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rag.simulate import NEAR, normalise, numbers_of
+from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
 from understudy.files import read_jsonl
-from understudy.records import AdapterManifest, Chunk, Question
+from understudy.records import Chunk, Question
 
 Kind = Literal["question", "near-duplicate", "document"]
 Embed = Callable[[list[str]], NDArray[np.float32]]  # texts → unit vectors [texts, dim]

@@ -19,13 +19,13 @@ from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
 from serve.gateway.routing import ReleaseBook
 from serve.prove import MERGED_PROOF, PROOF
-from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
+from understudy.adapters import CONFIG, WEIGHTS, AdapterManifest, manifests, verify_adapter
 from understudy.client import Model, StepModels, engine_model, remote_model, served_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError, UnderstudyError
 from understudy.files import read_json
-from understudy.records import ENGINE, AdapterManifest, Release
+from understudy.releases import ENGINE, Release
 from understudy.workspace import Workspace
 
 FRESH_SECONDS = 1.0  # for which what is served is not looked up again

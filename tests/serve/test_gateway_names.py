@@ -12,11 +12,10 @@ import pytest
 from tests.scripted import Endpoint, scripted, status
 from tests.serve.doors import BASE, TURNS, ask, engine_of, through
 from tests.serve.test_gateway import error_of
-from understudy.adapters import adapter_digest
+from understudy.adapters import AdapterManifest, adapter_digest
 from understudy.commands.wiring import resolve
 from understudy.errors import NotFoundError, UsageError
 from understudy.files import write_json
-from understudy.records import AdapterManifest
 from understudy.settings.serving import Endpoint as Remote
 from understudy.workspace import Workspace
 

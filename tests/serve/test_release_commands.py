@@ -24,8 +24,7 @@ from understudy.cycles import Cycle, Done, Seen
 from understudy.cycles import Line as StageLine
 from understudy.files import write_json
 from understudy.progress import show_progress
-from understudy.records import Release
-from understudy.releases import add_release, decide, decisions, standing
+from understudy.releases import Release, add_release, decide, decisions, standing
 from understudy.settings.evaluating import Gate
 from understudy.workspace import Workspace, open_workspace
 

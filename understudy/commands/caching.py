@@ -33,8 +33,8 @@ def cache_explain(args: Namespace) -> Outcome:
     """Show what the cache makes of a question."""
     from rag.cache_guard import question_digest
     from rag.retrieve import open_retriever
+    from understudy.cache_records import CacheEntry
     from understudy.commands.wiring import cache_scope, open_cache, usual_model
-    from understudy.records import CacheEntry
 
     workspace = workspace_of(args)
     cache = open_cache(workspace, open_retriever(workspace))

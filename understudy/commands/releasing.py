@@ -10,10 +10,11 @@ from understudy.adapters import find_adapter
 from understudy.commands import Outcome, printable, workspace_of
 from understudy.commands.wiring import calibration_folder, default_model, resolve_name
 from understudy.errors import NotFoundError, UnderstudyError, UsageError
-from understudy.records import ENGINE, Release
 from understudy.releases import (
+    ENGINE,
     Canary,
     Decision,
+    Release,
     add_release,
     aliases,
     decide,
