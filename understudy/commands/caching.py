@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.errors import NotFoundError
+from understudy.terminal import printable
 
 if TYPE_CHECKING:
     from rag.cache import Candidate

@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.progress import show_progress
+from understudy.terminal import printable
 
 
 def cycle(args: Namespace) -> Outcome:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.errors import NotFoundError, UsageError
+from understudy.terminal import printable
 
 SHOWN_FINDINGS = 50  # on a terminal; --json has them all
 
