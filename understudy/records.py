@@ -201,21 +201,6 @@ class TraceFilter(Record):
     complete: bool | None = None
     outcome: TraceOutcome | None = None
 
-    def accepts(self, trace: Trace) -> bool:
-        """Whether a trace meets every condition: what a store's query has to agree with."""
-        score, model = trace.score, trace.model
-        return (
-            self.source in (None, trace.source)
-            and (self.model is None or model == self.model or model.startswith(f"{self.model}@"))
-            and (self.contains is None or self.contains.lower() in trace.question.lower())
-            and (self.min_score is None or (score is not None and score >= self.min_score))
-            and (self.max_score is None or (score is not None and score <= self.max_score))
-            and (self.since is None or trace.created_at >= self.since)
-            and (self.until is None or trace.created_at < self.until)
-            and self.complete in (None, trace.complete)
-            and self.outcome in (None, trace.outcome)
-        )
-
 
 class Example(Record):
     """A training row, kept unrendered so that passage order can change by epoch."""
