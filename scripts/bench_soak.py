@@ -1,8 +1,8 @@
 """`scripts/bench soak --minutes 10`: `understudy serve` at its limit while adapters come and go and the engine is killed three times.
 
 Workers keep more requests open than the engine runs at once: chat by the base and by the proven adapter, and questions to `rag`. Meanwhile
-a disturbed copy of the adapter is loaded into the engine and unloaded again and again, releases are promoted and rolled back, and the
-engine's processes get SIGKILL at a quarter, half and three quarters of the time. Judged at the end:
+a disturbed copy of the adapter is loaded into the engine and unloaded again and again, releases are promoted and rolled back where
+this version has them, and the engine's processes get SIGKILL at a quarter, half and three quarters of the time. Judged at the end:
 
     wrong answers     a reply under another name than was asked for, or with the text that only the other model gives
     unclean errors    anything but OpenAI's error shape with 429, 502, 503 or 504, or an error event in a stream
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,24 @@ import aiohttp
 import httpx
 
 from scripts.bench_adapters import register_copies
-from scripts.served import START_SECONDS, served
 from serve.engine import load_adapter, registered_adapters, unload_adapter
 from serve.gateway.server import url_of
 from serve.load import Prompt, read_prompts
 from understudy.adapters import find_adapter
+from understudy.command_table import COMMANDS
 from understudy.engines import RunningEngine, find_engine
 from understudy.errors import UnderstudyError
 from understudy.files import write_text
 from understudy.progress import show_progress
 from understudy.workspace import Workspace, open_workspace
 
-WORKERS, TOKENS = 24, 24
+WORKERS, TOKENS, START_SECONDS = 24, 24, 600
 CLEAN = (429, 502, 503, 504)
 SAMPLE_SECONDS = 2.0
 MAX_GROWTH, MAX_FILES = 1.10, 2 * WORKERS  # of resident memory; of open files: each request may have a connection on either side
 WARM_UP = 48  # questions before anything is counted: embedder, index and thread pools are there then
 ALIAS = "soak"
+RELEASES = any(command.words == "release promote" for command in COMMANDS)
 
 
 @dataclass
@@ -131,7 +132,7 @@ async def work(http: aiohttp.ClientSession, door: Door, prompts: list[Prompt], n
         if number % 3 == 2:
             await question(http, door, chosen.choice(prompts), seen)
         else:
-            await chat(http, door, chosen.choice(["base", door.adapter, ALIAS]), chosen.choice(prompts), seen)
+            await chat(http, door, chosen.choice(["base", door.adapter, *([ALIAS] if RELEASES else [])]), chosen.choice(prompts), seen)
 
 
 async def change_adapters(door: Door, copy: Any, until: float, seen: Seen) -> None:
@@ -216,12 +217,12 @@ async def soak(door: Door, prompts: list[Prompt], copy: Any, minutes: float) -> 
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
         await asyncio.gather(*(question(http, door, prompts[number % len(prompts)], Seen()) for number in range(WARM_UP)))
-        names = await make_releases(door)
+        names = await make_releases(door) if RELEASES else []
         began = time.monotonic()
         until = began + 60 * minutes
         jobs: list[Awaitable[None]] = [work(http, door, prompts, number, until, seen) for number in range(WORKERS)]
         jobs += [change_adapters(door, copy, until, seen), kill_engine(door, began, until, seen), sample(door, until, seen), tell(until, seen)]
-        jobs += [change_releases(door, names, until, seen)]
+        jobs += [change_releases(door, names, until, seen)] if RELEASES else []
         await asyncio.gather(*jobs)
     return seen
 
@@ -243,7 +244,7 @@ def judge(door: Door, seen: Seen, minutes: float) -> list[dict[str, Any]]:
     first, last = seen.samples[fifth : 2 * fifth], seen.samples[-fifth:]
     before, growth = (statistics.median(resident for resident, _ in part) for part in (first, last))
     files_before, files = (max(count for _, count in part) for part in (first, last))
-    done = {"answers": dict(seen.answers), "refused": dict(seen.refused), "changes": seen.changes, "kills": seen.kills}
+    done = {"answers": dict(seen.answers), "refused": dict(seen.refused), "changes": seen.changes, "kills": seen.kills, "releases": RELEASES}
     restored = [round(seconds, 1) for seconds in seen.restored]
     rows = [
         ("wrong answers", len(seen.wrong), 0, "answers", seen.answers.total(), {"first": seen.wrong[:3]}),
@@ -289,6 +290,18 @@ def references(url: str, adapter: str, prompts: list[Prompt]) -> dict[str, dict[
     return found
 
 
+def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when the gateway says that it is ready; exits where the server has ended."""
+    deadline = time.monotonic() + START_SECONDS
+    ready: Callable[[], bool] = lambda: httpx.get(url.removesuffix("/v1") + "/ready").status_code == 200  # noqa: E731
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if ready():
+                return
+        time.sleep(0.5)
+    sys.exit("the gateway did not become ready")
+
+
 def main() -> None:
     """Soak the newest version of an adapter of a workspace; it must be proven."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -299,10 +312,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace, adapter = prepare(open_workspace(args.workspace), args.adapter, Path(folder))
         [copy] = [each for each in registered_adapters(workspace, find_adapter(workspace, adapter)[0].served_base_digest) if each.name != adapter]
-        with served(workspace) as process:
-            url, prompts = url_of(workspace.config.gateway), read_prompts(workspace, 12)
+        process = subprocess.Popen([sys.executable, "-m", "understudy.cli", "--workspace", folder, "serve"])
+        try:
+            url = url_of(workspace.config.gateway)
+            wait_until_ready(url, process)
+            prompts = read_prompts(workspace, 12)
             door = Door(workspace, url, process.pid, adapter, references(url, adapter, prompts))
             lines = judge(door, asyncio.run(soak(door, prompts, copy, args.minutes)), args.minutes)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
     for printed in lines:
         print(json.dumps(printed), flush=True)
     sys.exit(0 if all(printed["passed"] for printed in lines) else 1)
