@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from understudy.errors import NotFoundError, StorageError
 
@@ -93,7 +93,8 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
-            whole = _end_of_whole_lines(file)
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
             file.truncate(whole)
             try:
                 file.write(line)
@@ -161,13 +162,3 @@ def locked(path: Path, held_by: str = "") -> Iterator[None]:
         except BlockingIOError as error:
             raise StorageError(f"{held_by} in this workspace", "wait until it ends") from error
         yield
-
-
-def _end_of_whole_lines(file: BinaryIO) -> int:
-    """The offset behind the file's last line end, in bytes."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    if file.read(1) in (b"", b"\n"):
-        return size
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
