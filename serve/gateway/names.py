@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import time
@@ -33,6 +34,7 @@ STALE_SECONDS = 10.0  # after which nothing is answered from it
 LISTING_SECONDS = 5.0
 
 Listing = Mapping[str, tuple[str, str]]  # what the engine says it serves: name → (folder, base)
+Registry = frozenset[tuple[str, int]]  # the adapters' manifests and proofs, each with when it was written
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
 
 
 class Names:
-    """The catalogue in force, made anew at most once a second, in a thread and with a look at the engine's own list."""
+    """The catalogue in force, made in a thread and with a look at the engine's own list: at most once a second while the registry is the same."""
 
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
         self._workspace, self._http, self._log = workspace, http, log
@@ -202,6 +204,7 @@ class Names:
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
+        self._registry: Registry = frozenset()  # as it was when the catalogue was made
         self._making = asyncio.Lock()
         self._refreshing: asyncio.Task[Catalogue] | None = None
 
@@ -214,11 +217,12 @@ class Names:
         return self._made[2]
 
     async def fresh(self) -> Catalogue:
-        """What can be named now."""
+        """What can be named now: what is refused by it was not proven a moment ago either."""
         async with self._making:
-            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
+            registry = await asyncio.to_thread(read_registry, self._workspace)
+            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS or registry != self._registry:
                 engine = self.engine
-                self._made = (time.monotonic(), engine, await self._make(engine))
+                self._made, self._registry = (time.monotonic(), engine, await self._make(engine)), registry
             return self._made[2]
 
     async def _make(self, engine: RunningEngine | None) -> Catalogue:
@@ -262,6 +266,16 @@ class Names:
             raise
         except (aiohttp.ClientError, OSError, KeyError, TypeError, ValueError):
             return None
+
+
+def read_registry(workspace: Workspace) -> Registry:
+    """Changes with every adapter and every proof."""
+    found = set()
+    for file in workspace.adapters.glob("*/*/*.json"):
+        if file.name in ("manifest.json", PROOF, MERGED_PROOF):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((str(file), file.stat().st_mtime_ns))
+    return frozenset(found)
 
 
 def _read_proof(file: Path) -> dict[str, Any]:

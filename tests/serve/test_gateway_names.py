@@ -78,6 +78,18 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
     assert [body["model"] for body in endpoint.bodies] == [right, right, right, newer]
 
 
+def test_a_proof_counts_from_the_moment_it_is_there(workspace: Workspace, endpoint: Endpoint) -> None:
+    name = register(workspace, "right", endpoint, None, [])
+    folder = Path(endpoint.listed[name][0])
+
+    async def use(client: httpx.AsyncClient) -> list[int]:
+        asked = [await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS})]
+        write_json(folder / "proof.json", {"digest": folder.name, "passed": True, "engine": {"base_digest": "d" * 64}})
+        return [answer.status_code for answer in [*asked, await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS})]]
+
+    assert through(workspace, engine_of(endpoint), use) == [404, 200]
+
+
 def test_a_merged_adapter_is_all_there_is_once_it_is_proven_so(workspace: Workspace, endpoint: Endpoint) -> None:
     name = register(workspace, "lone", endpoint, {}, ["default"])
     folder = Path(endpoint.listed[name][0])
