@@ -20,6 +20,7 @@ from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
 from serve.gateway.routing import ReleaseBook
 from serve.prove import MERGED_PROOF, PROOF
+from serve.repeat import Repeated
 from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
 from understudy.client import Model, StepModels, engine_model, remote_model, served_model
 from understudy.config import Config
@@ -164,14 +165,16 @@ class Catalogue:
             raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
 
 
-def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, is_paused: bool = False) -> Catalogue:
+def read_catalogue(
+    workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, repeated: Repeated, is_paused: bool = False
+) -> Catalogue:
     """What the engine serves of the registry, each adapter with what keeps it from traffic."""
     adapters = []
     for manifest, folder in manifests(workspace):
         if engine is None:  # known, so that their names are not called unknown while it is away
             adapters.append(ServedAdapter(manifest, None))
         elif manifest.served_name == engine.merged or (manifest.served_base_digest == engine.base_digest and not engine.merged):
-            fault = find_fault(manifest, folder, engine, listing)
+            fault = find_fault(manifest, folder, engine, listing) or repeated.fault(engine, manifest.served_name, proof_file(folder, engine))
             model = None if fault else served_model(engine, manifest.served_name, manifest.served_name)
             adapters.append(ServedAdapter(manifest, model, fault))
     return Catalogue(engine, adapters, workspace.config, releases, is_paused)
@@ -188,11 +191,16 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
         return "the engine loaded something else under its name; restart `understudy serve`"
     if not _is_intact(folder, _stamp(folder)):
         return "its files are not those of its digest"
-    proof = _read_proof(folder / (MERGED_PROOF if engine.merged else PROOF))
+    proof = _read_proof(proof_file(folder, engine))
     about = {"precision": "bfloat16", **proof.get("engine", {})}
     if proof.get("digest") != manifest.digest or (about.get("base_digest"), about["precision"]) != (engine.base_digest, engine.precision):
         return f"it is not proven; run `understudy prove {name}`"
     return "" if proof.get("passed") is True else "its proof failed"
+
+
+def proof_file(folder: Path, engine: RunningEngine) -> Path:
+    """The proof of an adapter that is about the way in which this engine serves it."""
+    return folder / (MERGED_PROOF if engine.merged else PROOF)
 
 
 class Names:
@@ -200,7 +208,7 @@ class Names:
 
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
         self._workspace, self._http, self._log = workspace, http, log
-        self.releases = ReleaseBook(workspace)
+        self.releases, self._repeated = ReleaseBook(workspace), Repeated(log)
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
@@ -230,9 +238,10 @@ class Names:
         before = self._made[2] if self._made and self._made[1] is engine else None
         try:
             listing = await self._listing(engine) if engine else None
-            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.releases, self.is_paused)
+            named = (self._workspace, engine if listing else None, listing or {}, self.releases, self._repeated, self.is_paused)
+            return await asyncio.to_thread(read_catalogue, *named)
         except TimeoutError:
-            return before or read_catalogue(self._workspace, None, {}, self.releases)
+            return before or read_catalogue(self._workspace, None, {}, self.releases, self._repeated)
         except AdapterError as error:
             if before is None:
                 raise
