@@ -92,7 +92,7 @@ def measure_matrix(
             facts[pair.name] = {"weights": pair.weights.name, "adapter": pair.adapter, "nf4": pair.nf4, "served": pair.served}
             kept = workspace.runs / f"matrix-{digest_of([manifest.digest, pair.name, [row.ids for row in encoded]])[:16]}.json"
             scores[pair.name] = _kept_or_scored(kept, partial(load_pair, pair, folder), encoded, bar)
-        with Server(engine.url, engine.merged or engine.base, manifest.served_name) as server:
+        with Server(engine.url, engine.merged or engine.base, manifest.served_name, engine.api_key) as server:
             name = f"the engine now ({engine.precision}, {'merged' if engine.merged else 'adapter beside the base'})"
             scores[name] = _scored(lambda row: server.logprobs(manifest.served_name, row), encoded, bar)
             facts[name] = {"weights": served.name, "adapter": "merged" if engine.merged else "beside", "nf4": False, "served": True}

@@ -90,10 +90,11 @@ COMMANDS = [
         "the whole loop once: new documents and traces in, a candidate on trial out; resumable, cheap where nothing is due",
         "cycling:cycle",
         [
-            arg("documents", nargs="?", metavar="FOLDER", help="what to ingest from; default: cycle.documents"),
+            arg("--documents", metavar="FOLDER", help="what to ingest from; default: cycle.documents"),
             arg("--dry-run", action="store_true", help="say whether a cycle is due and what it would do, and do nothing"),
             arg("--anew", action="store_true", help="begin another although one is unfinished, which is left behind, or nothing is due"),
             arg("--refreeze", action="store_true", help="take a changed regression set; figures from now on do not compare with those before"),
         ],
     ),
+    Command("cycle ls", "the cycles until now: when each began, how far it came, what it decided and why", "cycling:cycle_ls"),
 ]
