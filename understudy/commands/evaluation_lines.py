@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-NAME = 28  # characters of a model's name
+NAME = 36  # characters of a model's name
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
