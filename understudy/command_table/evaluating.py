@@ -41,6 +41,7 @@ COMMANDS = [
             TWO_MODELS,
             arg("--pairs", type=int, default=50, metavar="N", help="questions to look at, drawn from those answered differently; default: 50"),
             arg("--seed", type=int, default=0, help="of the draw and of which answer stands first; default: 0"),
+            arg("--reviewer", metavar="NAME", help="who decides, where several people label the same pairs; their agreement is reported"),
             arg("--port", type=int, default=0, help="on 127.0.0.1; default: a free one"),
         ],
     ),

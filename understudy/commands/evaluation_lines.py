@@ -6,7 +6,7 @@ from typing import Any
 
 from understudy.terminal import figure
 
-NAME = 28  # characters of a model's name
+NAME = 36  # characters of a model's name
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:

@@ -158,6 +158,8 @@ def test_one_model_alone_and_three_models(tmp_path: Path, questions, traces, cor
     assert not any(attributes.get("value") == "worse" for _, attributes in page.elements)
     three = make(questions, traces | {"frontier": traces["new@0123456789ab"]}, corpus, tmp_path)
     assert three["verdict"].count("may take over from base") == 2
+    spoken = make(questions, traces | {"frontier": traces["new@0123456789ab"]}, corpus, tmp_path / "one", candidates=["new@0123456789ab"], resamples=50)
+    assert "frontier" not in spoken["verdict"] and "new@0123456789ab" in spoken["verdict"]  # nobody asked whether a yardstick may take over
     html = (tmp_path / "report.html").read_text()
     assert Counter(re.findall(r'\bid="([^"]+)"', html)).most_common(1)[0][1] == 1  # three models' plots, no id twice
 
