@@ -46,9 +46,7 @@ class Watch:
         self.steps.append({"seconds": now, "processor_seconds": cpu, "examples": self.examples})
         is_last = self.done >= self.job["steps"] or now >= self.job["seconds"]
         if self.heldout and (is_last or self.done % self.job["evaluate_every"] == 0):
-            loss = self.evaluate()
-            self.curve.append(self.steps[-1] | {"loss": loss})
-            is_last = is_last or loss <= self.job["target"]
+            self.curve.append(self.steps[-1] | {"loss": self.evaluate()})
         return is_last
 
     @torch.no_grad()
@@ -109,10 +107,9 @@ def run_trl(job: dict[str, Any], wrap: Any = None) -> Watch:
     dataset = Dataset.from_dict({"input_ids": [row["ids"] for row in rows], "labels": labels})
     recipe = Recipe()
     lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0, task_type="CAUSAL_LM")
-    options = {"gradient_checkpointing": False, "max_length": 2048} | job["setting"]
+    options = {"gradient_checkpointing": False, "max_length": 2048, "learning_rate": RATE} | job["setting"]
     arguments = SFTConfig(
         output_dir=job["out"] + ".trl",
-        learning_rate=RATE,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=WARM_UP_STEPS,
         adam_beta2=BETAS[1],
@@ -126,7 +123,7 @@ def run_trl(job: dict[str, Any], wrap: Any = None) -> Watch:
         seed=0,
         **options,
     )
-    per_step = arguments.per_device_train_batch_size * len(rows)
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * len(rows)
     model, lora_config = (load_base(Path(job["base"]), job["quantisation"]), lora) if wrap is None else (wrap(job, lora), None)
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=dataset, peft_config=lora_config, processing_class=AutoTokenizer.from_pretrained(job["base"])

@@ -45,13 +45,14 @@ def build_dataset(
     held_out: float = HELD_OUT_SHARE,
     dose: int | None = None,
     no_support: float = Mix.no_support,
+    validations: float = Mix.validations,
     barred: Barred | None = None,
     replay: Replay | None = None,
 ) -> dict[str, Any]:
     """Build the dataset of the traces of experts, teachers and other systems; the result is the command's JSON.
 
     Imported traces without recovered passages or support take part where `unverified` asks for them; `held_out` is a share of the traces,
-    `dose` and `no_support` are Mix's; `barred` says why a trace may not teach, besides the rules, `replay` how much of what was learnt
+    `dose`, `no_support` and `validations` are Mix's; `barred` says why a trace may not teach, besides the rules, `replay` how much of what was learnt
     before is repeated. The same traces, corpus and options give the same digest, and an existing dataset is reused.
     Raises NotFoundError where there are no traces, NothingToLearn where none of them may teach.
     """
@@ -62,7 +63,7 @@ def build_dataset(
     verified = verify_traces(workspace.store.traces(config.tenant), chunks, rules, barred)
     if not verified.sources and not verified.rejections:
         raise NotFoundError("there are no expert traces to learn from", "run `understudy traces import FILE`")
-    examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support), seed)
+    examples = build_examples(verified.sources, chunks, Mix(k=config.retrieval.k, dose=dose, no_support=no_support, validations=validations), seed)
     if not examples:
         raise NothingToLearn(
             f"no trace may teach: {canonical_json(verified.reasons)}", "see the reasons above; import experts' answers with `understudy traces import FILE`"
@@ -81,7 +82,15 @@ def build_dataset(
     )
     folder = workspace.datasets / digest
     if not (folder / "dataset.json").exists():
-        facts = {"lineage": "traces", "prompt_version": PROMPT_VERSION, "seed": seed, "dose": dose, "no_support": no_support, "unverified": unverified}
+        facts = {
+            "lineage": "traces",
+            "prompt_version": PROMPT_VERSION,
+            "seed": seed,
+            "dose": dose,
+            "no_support": no_support,
+            "validations": validations,
+            "unverified": unverified,
+        }
         facts |= {"replay": replayed} if replayed else {}
         facts["document_ids"] = sorted(documents)  # whose text lies in the folder
         rows = {"held-out": [question_row(trace) for trace in verified.held_out]}

@@ -46,12 +46,16 @@ class Mix:
     no_support: float = 0.25  # abstention rows per answerable question, besides the unanswerable questions
     abstention_repeats: int = 2  # passage sets each unanswerable question is shown with
     keyword_questions: float = 1.0  # rows that ask with the expert's search query, per row that asks with the question
-    good_validations: float = 0.4  # right proposals per answerable question
-    bad_validations: float = 0.3  # wrong proposals per question, besides every real failure
+    validations: float = 0.4  # share of the answerable questions whose right answer is judged, too
 
     def distractors(self, support: int) -> int:
         """How many uncited passages stand among so many supporting ones."""
         return max(0, self.k - support) if self.dose is None else self.dose
+
+    @property
+    def wrong_validations(self) -> float:
+        """Share of the questions for which a wrong proposal is made, besides every real failure."""
+        return 0.75 * self.validations
 
     @property
     def unanswered(self) -> int:
@@ -164,9 +168,9 @@ def rows_of_set(passage_set: PassageSet, chunks: dict[str, Chunk], mix: Mix, rng
         kind = "two-passage" if len(source.support) > 1 else "answerable"
         target = answer_target(quotes[index], source.trace.answer)
         rows += [make.row("answer", source, target, kind, question=asked) for asked in questions_of(source.trace, mix, rng)]
-        if rng.random() < mix.good_validations:
+        if rng.random() < mix.validations:
             rows.append(make.row("validate", source, score_target(True), "good", proposals[index]))
-        if rng.random() < mix.bad_validations:
+        if rng.random() < mix.wrong_validations:
             others = [p for p, other in zip(proposals, passage_set.answered, strict=True) if gold_recall(other.trace.answer, source.trace.answer) < SAME]
             wrong = wrong_proposal(source.trace.answer, quotes[index], others, rng)
             rows.append(make.row("validate", source, score_target(False), wrong[0], wrong[1]))
@@ -174,7 +178,7 @@ def rows_of_set(passage_set: PassageSet, chunks: dict[str, Chunk], mix: Mix, rng
     for source in passage_set.unanswered:
         kind = "unanswerable" if source.trace.abstained else "no-support"
         rows += [make.row("answer", source, ABSTENTION, kind, question=asked) for asked in questions_of(source.trace, mix, rng)]
-        if proposals and rng.random() < mix.bad_validations:
+        if proposals and rng.random() < mix.wrong_validations:
             rows.append(make.row("validate", source, score_target(False), "bad-other-question", rng.choice(proposals)))
         if source.trace.abstained:
             rows += [make.row("validate", source, score_target(False), "bad-failure", failure) for failure in source.failures]

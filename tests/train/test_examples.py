@@ -63,6 +63,15 @@ def test_rows_show_their_support_and_abstention_rows_do_not(make_document, make_
     assert all(example.proposal != by_id[example.trace_id].trace.answer for example in bad)
 
 
+@pytest.mark.parametrize(("share", "right"), [(0.0, 0), (1.0, 48)])
+def test_validations_are_as_many_as_asked_for(make_document, make_trace, share: float, right: int) -> None:  # type: ignore[no-untyped-def]
+    traces, chunks = corpus(make_document, make_trace)
+    sources = verify_traces(traces, chunks).sources
+    kinds = [example.kind for example in build_examples(sources, chunks, Mix(k=2, validations=share), seed=0) if example.task == "validate"]
+    assert kinds.count("good") == right
+    assert any(kind.startswith("bad") for kind in kinds) == bool(right)
+
+
 def test_the_same_seed_gives_the_same_rows(make_document, make_trace) -> None:  # type: ignore[no-untyped-def]
     traces, chunks = corpus(make_document, make_trace)
     sources = verify_traces(traces, chunks).sources
@@ -153,7 +162,7 @@ def test_another_questions_answer_is_no_wrong_one_where_it_is_the_same(make_docu
     traces = [make_trace(question, answer, chunks[0], "Owners wait three days", chunks) for question, answer in asked]
     sources = [Source(t, [c.id for c in chunks], (chunks[0].id,), "train") for t in traces]
     by_id = {c.id: c for c in chunks}
-    rows = [e for seed in range(9) for e in build_examples(sources, by_id, Mix(k=2, bad_validations=1.0), seed) if e.kind == "bad-other-answer"]
+    rows = [e for seed in range(9) for e in build_examples(sources, by_id, Mix(k=2, validations=1.0), seed) if e.kind == "bad-other-answer"]
     assert {"week" in e.proposal for e in rows if e.question.startswith("How long")} == {True}
     assert {"week" in e.proposal for e in rows if e.question.startswith("And guests")} == {False}
 

@@ -20,6 +20,7 @@ COMMANDS = [
             arg("--unverified", action="store_true", help="imported traces without recovered passages or support too"),
             arg("--held-out", type=float, default=0.1, metavar="SHARE", help="of the traces, kept for `evaluate` where no split was declared; default: 0.1"),
             arg("--no-support", type=float, default=0.25, metavar="SHARE", help="abstention rows per answerable question; default: 0.25"),
+            arg("--validations", type=float, default=0.4, metavar="SHARE", help="of the answerable questions, judged in a row of their own; default: 0.4"),
             arg("--dose", type=int, metavar="N", help="exactly N distractors in every epoch, for studies of robustness; default: what fills retrieval.k"),
         ],
     ),

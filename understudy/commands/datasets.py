@@ -16,9 +16,11 @@ def dataset_build(args: Namespace) -> Outcome:
     """Build the dataset of what teachers answered."""
     from train.dataset import build_dataset
 
-    if not 0 <= args.held_out < 1 or args.no_support < 0 or (args.dose or 0) < 0:
-        raise UsageError("there is no such dataset", "--held-out is a share from 0 to less than 1; --no-support and --dose are 0 or more")
-    result = build_dataset(workspace_of(args), args.seed, args.unverified, args.held_out, args.dose, args.no_support)
+    if not 0 <= args.held_out < 1 or args.no_support < 0 or not 0 <= args.validations <= 1 or (args.dose or 0) < 0:
+        raise UsageError(
+            "there is no such dataset", "--held-out is a share from 0 to less than 1; --validations one from 0 to 1; --no-support and --dose are 0 or more"
+        )
+    result = build_dataset(workspace_of(args), args.seed, args.unverified, args.held_out, args.dose, args.no_support, args.validations)
     examples, traces = result["examples"], result["traces"]
     steps = ", ".join(f"{count} {name}" for name, count in sorted(result["by_step"].items()))
     lines = [
