@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import EngineError, NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Question, Trace
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
