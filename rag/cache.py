@@ -23,9 +23,10 @@ from rag.cache_guard import Comparison, compare, question_digest
 from rag.cache_index import VectorIndex
 from rag.eval.metrics import token_f1
 from rag.retrieve import Retriever
-from understudy.config import Cache
+from understudy.cache_records import CacheEntry
 from understudy.digests import digest_of
-from understudy.records import CacheEntry, Trace
+from understudy.records import Trace
+from understudy.settings.answers import Cache
 from understudy.store import Store
 
 NEIGHBOURS = 4  # entries that the guard reads; eight find 1 % more hits and take twice the time

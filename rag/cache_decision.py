@@ -25,8 +25,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rag.cache_guard import Comparison
+from understudy.cache_records import CacheObservation
 from understudy.files import read_json, write_json
-from understudy.records import CacheObservation
 
 FILE = "cache.json"
 SURE = 1e-6  # probabilities are kept this far from 0 and 1

@@ -17,7 +17,8 @@ from functools import lru_cache
 
 import Stemmer
 
-from rag.cache_roles import AUXILIARIES, DETERMINERS, PREPOSITIONS, WHO, Clause, Token, Wording, role_findings, wording_of
+from rag.cache_roles import role_findings
+from rag.cache_wording import AUXILIARIES, DETERMINERS, PREPOSITIONS, WHO, Clause, Token, Wording, wording_of
 from rag.cache_words import CONCEPTS, DATES, MARKERS, NEGATIONS, NUMBERS, OPPOSITES, REWRITES, STOPWORDS, UNITS, words
 from understudy.digests import digest_of
 

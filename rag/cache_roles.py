@@ -10,96 +10,15 @@ stays in the order in which it is written: the same words in two orders are take
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise, product, zip_longest
+from itertools import product, zip_longest
 
+from rag.cache_wording import DETERMINERS, HANGING, PARTICIPLE, PREPOSITIONS, PRONOUNS, WHO, Clause, Part, Token, Wording, auxiliary
 from rag.cache_words import words
 
-WHO = "WHO"  # the person asked for, as a concept
-PREPOSITIONS = words(
-    """to from into by with of between against for in on at about through towards toward via under without within than until during before after per as
-    among beside behind over across inside outside onto upon"""
-)
-DETERMINERS = words("a an the my your our his her its their this that these those each every any some another what one")
-AUXILIARIES = words("do does did is are was were am can could may might must should shall will would has have had MAY MUST")
-_DOING = words("do does did can could may might must should shall will would")
-PRONOUNS = words("i we you they one he she it")
-_BE = words("is are was were be been being am get gets got")
-_SUBORDINATORS = words("when if while once unless because whether before after until")
-_PARTICIPLE = re.compile(
-    r"\w{2,}ed|\w+(?:own|ept|oken|osen|otten|ritten|iven|aken|olen|awn|ought|ought)|kept|slept|paid|laid|said|bought|caught|taught|found|bound|ground|wound|sung|hung|"
-    r"rung|left|felt|dealt|built|lent|sent|spent|bent|told|sold|held|met|set|put|cut|shut|hit|let|made|read|led|fed|bred|shed|spread|split|cast|done|"
-    r"gone|seen|won|spun|lost|shot|hurt|struck|stuck|dug|run|begun|drunk|sunk|swum|born|worn|torn|sworn|hidden|ridden|bidden|beaten|eaten|heard|laid"
-)
 _WAYS = "to from|to of|into from|for from|towards from|with against|with without|for against|by to|by for|by without|before after|over under|inside outside"
 _OPPOSITE_WAYS = [set(way.split()) for way in re.split(r"\|", _WAYS)]
-_TIMES = words("before after during until")
-_HANGING = words("with without from")  # phrases that say which one is meant of what stands before them
 _COMPOUNDING = words("of for in on at")
-_PARTICLES = words("out up off down back away home")
-
-
-@dataclass(frozen=True)
-class Token:
-    """A word as it stands: its concept, if it has content, and the preposition that governs it, if any."""
-
-    word: str
-    concept: str = ""
-    preposition: str = ""
-    is_noun: bool = False  # it follows a determiner, or a preposition other than "to"
-
-
-Clause = tuple[Token, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A clause, or a piece of one that begins with a word like "when"; where the participle of its passive may stand."""
-
-    tokens: Clause
-    passives: list[int]
-
-
-@dataclass(frozen=True)
-class Wording:
-    """One question's words in their places, and what can be said of them without the other question."""
-
-    clauses: tuple[Clause, ...]
-    parts: tuple[tuple[Part, ...], ...]  # of each clause
-    governed: dict[str, str]  # the preposition of each concept, or ""
-    hosts: dict[str, str]  # the content word before the phrase that holds a concept
-    nouns: frozenset[str]
-    phrased: frozenset[str]  # the first two words of each phrase: a noun, or what describes it
-    verbs: frozenset[str]  # of passives
-    participles: frozenset[str]
-    repeated: frozenset[str]
-    moving: frozenset[str]  # adverbs and particles
-    subject: Token | None
-    asked_for: tuple[list[str], bool]
-    people: int  # asked for
-
-
-def wording_of(clauses: tuple[Clause, ...]) -> Wording:
-    """Read what stands where."""
-    content = [token for clause in clauses for token in clause if token.concept]
-    parts = tuple(tuple(Part(part, _passive_verbs(part)) for part in _parts(clause)) for clause in clauses)
-    return Wording(
-        clauses=clauses,
-        parts=parts,
-        governed={token.concept: token.preposition for token in content},
-        hosts=_hosts(clauses),
-        nouns=frozenset(token.concept for token in content if token.is_noun),
-        phrased=frozenset(token.concept for clause in clauses for before, token in pairwise((Token(""), *clause)) if token.is_noun or before.is_noun),
-        verbs=frozenset(part.tokens[verb].concept for clause in parts for part in clause for verb in part.passives),
-        participles=frozenset(token.concept for clause in clauses for place, token in enumerate(clause) if _is_participle(clause, place)),
-        repeated=frozenset(concept for concept, count in Counter(token.concept for token in content).items() if count > 1),
-        moving=frozenset(token.concept for token in content if token.word in _PARTICLES or _is_adverb(token.word)),
-        subject=_subject(parts),
-        asked_for=_asked_for(clauses),
-        people=sum(token.concept == WHO for token in content),
-    )
 
 
 def role_findings(a: Wording, b: Wording, ignored: frozenset[str], may_turn: bool) -> list[str]:
@@ -146,9 +65,17 @@ def _different_hosts(a: Wording, b: Wording, shared: set[str]) -> list[str]:
     """Whether a phrase that says which one is meant says it of two different words."""
     for concept in sorted(shared & a.hosts.keys() & b.hosts.keys()):
         one, other = a.hosts[concept], b.hosts[concept]
-        if one != other and {one, other} <= shared and a.governed[concept] in _HANGING and b.governed[concept] in _HANGING:
+        if one != other and {one, other} <= shared and a.governed[concept] in HANGING and b.governed[concept] in HANGING:
             return [f"roles: {concept} belongs to {one} / to {other}"]
     return []
+
+
+def _asks_for_others(a: Wording, b: Wording, shared: set[str]) -> bool:
+    """Whether what a asks for stands in b too, which asks for something else."""
+    (asked, is_whole), (others, are_whole) = a.asked_for, b.asked_for
+    if not asked or not others or not is_whole or not {*asked, others[0]} <= shared:
+        return False
+    return not set(asked) & set(others if are_whole else others[:1])
 
 
 def _orders(wording: Wording, nouns: frozenset[str], concepts: set[str], may_turn: bool) -> set[tuple[str, ...]]:
@@ -164,17 +91,11 @@ def _orders(wording: Wording, nouns: frozenset[str], concepts: set[str], may_tur
     return orders
 
 
-def _parts(clause: Clause) -> list[Clause]:
-    """The clause, cut before each word that begins a clause inside it."""
-    starts = [0, *(place for place, token in enumerate(clause) if place and token.word in _SUBORDINATORS), len(clause)]
-    return [clause[start:end] for start, end in pairwise(starts) if end > start]
-
-
 def _active(read: Part, nouns: frozenset[str]) -> list[list[str]]:
     """The part's concepts in the order of the active, in every way that it may be read."""
     part = read.tokens
     question = next((place for place, token in enumerate(part) if token.word in ("what", "who")), None)
-    phrase = [token for token in part[question : _auxiliary(part, question)] if token.concept] if question is not None else []
+    phrase = [token for token in part[question : auxiliary(part, question)] if token.concept] if question is not None else []
     if read.passives:
         return [_passive_in_active_order(part, verb, phrase) for verb in read.passives]
     content = [token for token in _agents_of_participles_first(part) if token.concept]
@@ -182,7 +103,7 @@ def _active(read: Part, nouns: frozenset[str]) -> list[list[str]]:
     if question is None or not phrase or not _subject_follows(part, question, nouns):
         return [as_written]
     fronted = [token.concept for token in content if token not in phrase] + [token.concept for token in phrase]
-    after = part[_auxiliary(part, question) + 1 :]
+    after = part[auxiliary(part, question) + 1 :]
     is_open = len(after) > 1 and after[0].word in PRONOUNS and not after[1].concept  # "do you use to", "do I need to": the phrase may be either's object
     return [fronted, as_written] if is_open else [fronted]
 
@@ -195,8 +116,8 @@ def _passive_in_active_order(part: Clause, verb: int, phrase: list[Token]) -> li
         agents += [token.concept for token in phrase]
     agents += [token.concept for token in (*first, *last) if token.concept and token.preposition == "by"]
     rest = [token.concept for token in (*first, *last) if token.concept]
-    asks_how = any(token.word in ("how", "when") for token in part[: _auxiliary(part, 0)])
-    degree = [token.concept for token in part[: _auxiliary(part, 0)] if token.concept] if asks_how else []  # how early, how deep
+    asks_how = any(token.word in ("how", "when") for token in part[: auxiliary(part, 0)])
+    degree = [token.concept for token in part[: auxiliary(part, 0)] if token.concept] if asks_how else []  # how early, how deep
     return list(dict.fromkeys([*degree, *agents, *([part[verb].concept] if part[verb].concept else []), *rest]))
 
 
@@ -209,7 +130,7 @@ def _agents_of_participles_first(part: Iterable[Token]) -> list[Token]:
             result.insert(participle, Token(token.word, token.concept))
             participle += 1
         else:
-            if token.word == "by" and result and result[-1].concept and not result[-1].is_noun and _PARTICIPLE.fullmatch(result[-1].word):
+            if token.word == "by" and result and result[-1].concept and not result[-1].is_noun and PARTICIPLE.fullmatch(result[-1].word):
                 participle = len(result) - 1
             elif token.word not in DETERMINERS:
                 participle = None
@@ -217,88 +138,13 @@ def _agents_of_participles_first(part: Iterable[Token]) -> list[Token]:
     return result
 
 
-def _passive_verbs(part: Clause) -> list[int]:
-    """Where the participle of the part's passive may stand: behind the first form of "be" that has one, before the next."""
-    for place, token in enumerate(part):
-        if token.word in _BE and (not token.word.startswith("g") or _is_participle(part, place + 1)):
-            end = next((later for later in range(place + 1, len(part)) if part[later].word in _BE), len(part))
-            if found := [later for later in range(place + 1, end) if _is_participle(part, later)]:
-                return found
-    return []
-
-
-def _is_participle(part: Clause, place: int) -> bool:
-    """Whether the word may be a participle that ends a verb group: nothing with content follows it directly, an adverb excepted."""
-    if place >= len(part) or part[place].is_noun or not _PARTICIPLE.fullmatch(part[place].word):
-        return False
-    if place > 1 and part[place - 1].word in _BE:
-        return True  # "who is given morphine": nothing can come between
-    after = part[place + 1] if place + 1 < len(part) else Token("")
-    return after.concept in ("", WHO) or _is_adverb(after.word) or after.word in _PARTICLES | PREPOSITIONS
-
-
-def _is_adverb(word: str) -> bool:
-    return len(word) > 5 and word.endswith("ly") and word not in _NO_ADVERBS
-
-
-def _auxiliary(part: Clause, start: int) -> int:
-    return next((place for place in range(start, len(part)) if part[place].word in AUXILIARIES), len(part))
-
-
 def _subject_follows(part: Clause, question: int, nouns: frozenset[str]) -> bool:
     """Whether the phrase that begins at the question word asks for an object: do, or an auxiliary with its subject, stands behind it."""
-    place = _auxiliary(part, question)
+    place = auxiliary(part, question)
     if place + 1 >= len(part):
         return False
     after = part[place + 1]
     return part[place].word in ("do", "does", "did") or after.word in DETERMINERS | PRONOUNS or after.concept in nouns
-
-
-def _asked_for(question: tuple[Clause, ...]) -> tuple[list[str], bool]:
-    """The concepts of the phrase that "which" or "how many" begins, and whether an auxiliary ends it, so that no verb is among them."""
-    for clause in question:
-        for place, token in enumerate(clause):
-            if token.word == "what":
-                end = next((later for later in range(place + 1, len(clause)) if clause[later].word in AUXILIARIES | PREPOSITIONS | DETERMINERS), len(clause))
-                return [t.concept for t in clause[place + 1 : end] if t.concept and not t.word.isupper()], end < len(clause) and clause[end].word in AUXILIARIES
-    return [], False
-
-
-def _asks_for_others(a: Wording, b: Wording, shared: set[str]) -> bool:
-    """Whether what a asks for stands in b too, which asks for something else."""
-    (asked, is_whole), (others, are_whole) = a.asked_for, b.asked_for
-    if not asked or not others or not is_whole or not {*asked, others[0]} <= shared:
-        return False
-    return not set(asked) & set(others if are_whole else others[:1])
-
-
-def _subject(parts: tuple[tuple[Part, ...], ...]) -> Token | None:
-    """The first word behind the auxiliary of a question that has one."""
-    for clause in parts:
-        tokens = tuple(token for part in clause for token in part.tokens)
-        place = _auxiliary(tokens, 0)
-        is_passive = any(part.passives for part in clause)
-        if place + 1 < len(tokens) and (tokens[place].word in _DOING or (is_passive and tokens[place].word in _BE)):
-            return next((token for token in tokens[place + 1 :] if token.word in PRONOUNS or token.word not in DETERMINERS), None)
-    return None
-
-
-def _hosts(question: tuple[Clause, ...]) -> dict[str, str]:
-    """The content word before each prepositional phrase, phrases of _HANGING (and "to" after "from") passed over; for what is governed."""
-    hosts: dict[str, str] = {}
-    for clause in question:
-        host = before = preposition = previous = ""
-        for token in clause:
-            if not token.concept:
-                continue
-            if token.preposition != preposition:
-                before, previous = host, preposition
-            if token.preposition and before:
-                hosts.setdefault(token.concept, before)
-            if token.preposition not in _HANGING | _TIMES and not (token.preposition == "to" and previous == "from"):
-                host = token.concept
-            preposition = token.preposition
-    return hosts
 
 
 def _compounded(a: Wording, b: Wording, verbs: frozenset[str]) -> set[str]:
@@ -310,10 +156,7 @@ def _compounded(a: Wording, b: Wording, verbs: frozenset[str]) -> set[str]:
                 run = next((end for end in range(place, len(clause)) if not clause[end].concept), len(clause))
                 if (
                     a.repeated.isdisjoint((concept, a.hosts[concept]))
-                    and a.hosts[concept] in {t.concept for t in clause[place + 1 : run] if not _PARTICIPLE.fullmatch(t.word)} - verbs
+                    and a.hosts[concept] in {t.concept for t in clause[place + 1 : run] if not PARTICIPLE.fullmatch(t.word)} - verbs
                 ):
                     found.add(concept)
     return found
-
-
-_NO_ADVERBS = words("supply apply family assembly anomaly butterfly monopoly multiply comply assembly italy")

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from rag.cache import Lookup, Scope, SemanticCache
-from understudy.records import CacheEntry, Trace
+from understudy.cache_records import CacheEntry
+from understudy.records import Trace
 
 
 @dataclass(frozen=True)

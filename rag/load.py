@@ -14,9 +14,9 @@ from typing import Any
 from rag.metadata import SIDECAR, Metadata, read_sidecar, row_metadata
 from rag.parse.formats import SUFFIXES
 from rag.parsers import Parsers
-from understudy.config import Ingest
 from understudy.errors import DocumentError, NotFoundError, UsageError
 from understudy.records import Document, Heading
+from understudy.settings.corpus import Ingest
 
 STDIN = "-"
 WILDCARDS = "*?["

@@ -21,8 +21,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from understudy.config import Ingest
 from understudy.errors import DocumentError
+from understudy.settings.corpus import Ingest
 
 RECYCLE = 500  # files of one child
 START_SECONDS = 60.0

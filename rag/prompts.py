@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from rag.citations import complete_quote
 from rag.nearest import nearest_sentences
 from understudy.digests import digest_of
-from understudy.records import Message
+from understudy.records import Example, Message
 
 ABSTENTION = "The documents do not answer this question."
 
@@ -102,6 +102,20 @@ def validate_messages(question: str, passages: list[str], proposal: str, worked_
         ]
     user = _user(_context(passages) + VALIDATE_TASK.format(question=question, proposal=proposal))
     return [Message(role="system", content=SYSTEM), *shots, user]
+
+
+def example_messages(example: Example, passages: dict[str, str]) -> list[Message]:
+    """The prompt of a training row, as inference renders its step; `passages` are texts by chunk id."""
+    texts = [passages[chunk_id] for chunk_id in example.passage_ids]
+    match example.task:
+        case "plan":
+            return plan_messages(example.question)
+        case "answer":
+            return answer_messages(example.question, texts)
+        case "validate":
+            return validate_messages(example.question, texts, example.proposal)
+        case "chat":
+            return example.messages
 
 
 def closed_book_messages(question: str) -> list[Message]:

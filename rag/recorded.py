@@ -17,6 +17,7 @@ from understudy.client import Model, ModelClient
 from understudy.completions import Completion
 from understudy.digests import digest_of
 from understudy.errors import StorageError, UnderstudyError
+from understudy.files import append_jsonl
 from understudy.records import Message, Usage
 
 
@@ -61,14 +62,7 @@ class CallLog:
 
     def add(self, key: str, completion: Completion) -> None:
         """Keep a completion; it is on disk when this returns. Raises StorageError."""
-        row = {"key": key, **asdict(completion), "usage": completion.usage.model_dump()}
-        try:
-            with self._path.open("ab") as file:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror}", "free space, then run the command again: it goes on") from error
+        append_jsonl(self._path, {"key": key, **asdict(completion), "usage": completion.usage.model_dump()})
         self._count(key, completion)
 
     def _count(self, key: str, completion: Completion) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import regex
 
-from understudy.config import Redaction
 from understudy.records import Citation, Message, Step, Trace
+from understudy.settings.answers import Redaction
 
 SECONDS = 0.25  # for one pattern on one text: a catastrophic pattern must not hold up an answer
 KEPT = {"question_id", "split"}  # metadata that identifies rows, and holds nothing that a person wrote to the agent

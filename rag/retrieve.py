@@ -19,10 +19,10 @@ from rag.index import REBUILD, Index, Searcher, open_index
 from rag.ranking import STALE_WEIGHT, Candidate, Explained, Kind, by_score, count_by_gap, diversify, fuse
 from rag.reindex import chunker_key, make_chunker, open_embedder
 from rag.rerank import Reranker
-from understudy.config import Retrieval
 from understudy.errors import StorageError
 from understudy.models import model_path
 from understudy.records import Chunk, Passage
+from understudy.settings.corpus import Retrieval
 from understudy.store import Store
 from understudy.store.urls import resolve_url
 from understudy.workspace import Workspace

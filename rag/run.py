@@ -17,9 +17,9 @@ from rag.retrieve import Retriever
 from rag.validation import Calibration
 from understudy.client import ModelClient
 from understudy.completions import TOKENS_PER_CHARACTER, Completion
-from understudy.config import Agent
 from understudy.errors import UnderstudyError
 from understudy.records import Citation, Message, Passage, Step, StepName, Trace, Usage
+from understudy.settings.answers import Agent
 
 SECOND_TRY_TEMPERATURE = 0.7
 

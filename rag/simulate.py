@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from rag.agent import Tools, run_agent
 from rag.citations import find_quote
@@ -28,6 +25,7 @@ from rag.prompts import PROMPT_VERSION
 from rag.question_writing import MAX_TOKENS, WRITING_VERSION, Unusable, WrittenQuestion, read_question, writing_messages
 from rag.recorded import Budget, BudgetReached, CallLog, RecordedClient
 from rag.retrieve import Retriever
+from rag.same_questions import KnownQuestions
 from rag.traces import keep_trace
 from understudy.client import Model
 from understudy.digests import digest_of
@@ -40,7 +38,6 @@ from understudy.workspace import Workspace
 MIN_WORDS = 8  # a shorter chunk is a heading or a table's edge
 PASSES = 3  # over all chunks; the first is greedy, later ones are sampled
 TEMPERATURE = 0.8  # of later passes
-NEAR = 0.92  # cosine from which on two questions with the same numbers are one
 FAILURES_IN_A_ROW = 5  # is an endpoint that is gone
 
 Done = TypeVar("Done")
@@ -201,47 +198,6 @@ def fault_of(trace: Trace, question: WrittenQuestion, chunks: dict[str, Chunk], 
     if trace.score is not None and trace.score < accept_score:
         return "validated below agent.accept_score"
     return None
-
-
-class KnownQuestions:
-    """Questions seen so far: none is admitted twice, nor a near-duplicate with the same numbers."""
-
-    def __init__(self, embed: Callable[[list[str]], np.ndarray]) -> None:
-        self._embed = embed
-        self._normalised: set[str] = set()
-        self._numbers: list[Counter[str]] = []
-        self._vectors: list[np.ndarray] = []
-
-    def add(self, questions: list[str]) -> None:
-        """Take in questions that are known already."""
-        if questions:
-            self._normalised |= {normalise(question) for question in questions}
-            self._numbers += [numbers_of(question) for question in questions]
-            self._vectors += list(self._embed(questions))
-
-    def admit(self, question: str) -> str | None:
-        """Take in a question and return None, or the reason why it is no new one."""
-        if normalise(question) in self._normalised:
-            return "a duplicate"
-        [vector] = self._embed([question])
-        if self._vectors:
-            near = np.flatnonzero(np.stack(self._vectors) @ vector >= NEAR)
-            if any(self._numbers[index] == numbers_of(question) for index in near):
-                return "a near-duplicate"
-        self._normalised.add(normalise(question))
-        self._numbers.append(numbers_of(question))
-        self._vectors.append(vector)
-        return None
-
-
-def normalise(question: str) -> str:
-    """Words alone, in lower case."""
-    return " ".join(re.findall(r"\w+", question.lower()))
-
-
-def numbers_of(question: str) -> Counter[str]:
-    """The numbers in a question: another number makes another question, however near."""
-    return Counter(re.findall(r"\d+", question))
 
 
 def visits_of(chunks: list[Chunk], unanswerable: float, seed: int) -> Iterator[Visit]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from understudy import __version__
-from understudy.config import Telemetry
 from understudy.records import Message, Step, Trace
+from understudy.settings.answers import Telemetry
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

@@ -20,9 +20,9 @@ from rag.recover import DEPTH, Prompts, best_support, imported_trace, recover
 from rag.redaction import redactor_of
 from rag.retrieve import Retriever, document_order, open_retriever
 from rag.telemetry import send_trace
-from understudy.config import require_file
 from understudy.digests import digest_of
 from understudy.errors import StorageError, UnderstudyError
+from understudy.files import require_file
 from understudy.progress import Progress
 from understudy.records import Chunk, Citation, Message, Passage, Question, Split, Step, StepName, Trace, TraceFilter
 from understudy.workspace import Workspace

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ async def load_while_changing(url: str, models: list[str], prompts: list[Prompt]
     return load, *await changing
 
 
-def measure(spec: EngineSpec, prompts: list[Prompt], rounds: int, log: Path) -> list[dict[str, Any]]:
-    """The lines of one engine; its last adapter is the one that comes and goes."""
+def measure(spec: EngineSpec, prompts: list[Prompt], rounds: int, log: Path) -> Iterator[dict[str, Any]]:
+    """The lines of one engine, as they are measured; its last adapter is the one that comes and goes."""
     *served, ninth = spec.adapters
     names, what = [spec.base, *(adapter.name for adapter in served)], f"base and {len(served)} adapters, max_loras {spec.settings.max_loras}"
     pairs: list[tuple[Load, Load]] = []
@@ -101,22 +102,21 @@ def measure(spec: EngineSpec, prompts: list[Prompt], rounds: int, log: Path) -> 
                 done = [asyncio.run(run_load(engine.url, models, prompts, CONCURRENCY)) for models in order]
                 pairs.append((done[0], done[1]) if number % 2 else (done[1], done[0]))
                 bar.advance()
+        for unit, figure in (("tokens/s", "tokens_per_second"), ("s/request, p50", "latency"), ("s to the first token, p50", "first_token")):
+            yield line(f"adapters: {what}", unit, [(getattr(mixed, figure), getattr(base, figure)) for mixed, base in pairs], errors_of(pairs))
         changed = [asyncio.run(load_while_changing(engine.url, names, prompts, ninth)) for _ in range(max(2, rounds // 2))]
     undisturbed = statistics.median(mixed.tokens_per_second for mixed, _ in pairs)
-    return [
-        line(f"adapters: {what}", "tokens/s", [(mixed.tokens_per_second, base.tokens_per_second) for mixed, base in pairs], errors_of(pairs)),
-        line(f"adapters: {what}", "s/request, p50", [(mixed.latency, base.latency) for mixed, base in pairs], errors_of(pairs)),
-        line(f"adapters: {what}", "s to the first token, p50", [(mixed.first_token, base.first_token) for mixed, base in pairs], errors_of(pairs)),
-        line(
-            f"adapters: {what}, a ninth loaded and unloaded meanwhile",
-            "tokens/s",
-            [(load.tokens_per_second, undisturbed) for load, _, _ in changed],
-            sum(len(load.faults) + len(faults) for load, _, faults in changed),
-            peer_name="the same without changes",
-            loads=sum(len(seconds) for _, seconds, _ in changed),
-            load_seconds=round(statistics.median(second for _, seconds, _ in changed for second in seconds), 3),
-        ),
-    ]
+    loads = [seconds for _, each, _ in changed for seconds in each]
+    yield line(
+        f"adapters: {what}, a ninth loaded and unloaded meanwhile",
+        "tokens/s",
+        [(load.tokens_per_second, undisturbed) for load, _, _ in changed],
+        sum(len(load.faults) + len(faults) for load, _, faults in changed),
+        peer_name="the same without changes",
+        loads=len(loads),
+        load_seconds=round(statistics.median(loads), 3) if loads else None,
+        first=[fault for load, _, faults in changed for fault in (*load.faults, *faults)][:3],
+    )
 
 
 def errors_of(pairs: list[tuple[Load, Load]]) -> int:
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--max-loras", type=int, nargs="+", default=[ADAPTERS, ADAPTERS // 2])
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("a spread needs two rounds")
     workspace = open_workspace(args.workspace)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

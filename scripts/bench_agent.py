@@ -34,10 +34,10 @@ from scripts.notebook_pipeline import Notebook
 from serve.command import engine_for
 from understudy.client import Model, ModelClient
 from understudy.commands.wiring import default_model, resolve
-from understudy.config import Agent
 from understudy.files import read_jsonl, write_json, write_jsonl
 from understudy.progress import show_progress
 from understudy.records import Message, Question, Trace
+from understudy.settings.answers import Agent
 from understudy.workspace import open_workspace
 
 QUESTIONS = Path(__file__).parent.parent / "samples" / "ai-governance" / "questions" / "calibration.jsonl"

@@ -24,17 +24,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from peers import peers_python
 
 from rag.cache import Scope, SemanticCache
 from rag.cache_calibrate import calibrate, hits_among, measure_pairs, wilson
 from rag.cache_calibrate import read_pairs as read_labelled
 from rag.cache_decision import DEFAULT, Parameters
 from rag.embed import Embedder
-from understudy.config import Cache
+from scripts.peers import peers_python
 from understudy.digests import digest_of
 from understudy.files import read_jsonl
 from understudy.records import Chunk, Citation, Document, Step, Trace
+from understudy.settings.answers import Cache
 from understudy.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bench_cache import EMBEDDER, SCOPE, bench_store, embeddings, every_question, make_cache, run_of
 
 from rag.cache_decision import DEFAULT, Parameters
 from rag.cache_guard import question_digest
 from rag.cache_index import VectorIndex
-from understudy.records import CacheEntry, Chunk, Trace
+from scripts.bench_cache import EMBEDDER, SCOPE, bench_store, embeddings, every_question, make_cache, run_of
+from understudy.cache_records import CacheEntry
+from understudy.records import Chunk, Trace
 
 
 def bench_latency(vectors: dict[str, np.ndarray], parameters: Parameters, entries: int) -> None:

@@ -21,8 +21,8 @@ from rag.chunk import Chunker, load_tokenizer, make_splitter
 from rag.citations import find_quote
 from rag.embed import Embedder
 from rag.load import find_files, load_document
-from understudy.config import Ingest
 from understudy.records import Document
+from understudy.settings.corpus import Ingest
 
 MODEL = Path("workspace/models/all-minilm-l6-v2")
 SAMPLE = Path("samples/ai-governance")

@@ -29,7 +29,7 @@ def sample_chunks() -> list[dict[str, str]]:
     """The sample library's chunks {id, document, text}, as `ingest` cuts them by default."""
     from rag.chunk import Chunker
     from rag.load import find_files, load_document
-    from understudy.config import Ingest
+    from understudy.settings.corpus import Ingest
 
     kept = BENCH / "sample.json"
     if not kept.exists():

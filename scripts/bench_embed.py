@@ -11,10 +11,10 @@ import statistics
 import time
 
 import numpy as np
-from bench_corpus import MODEL, gold, sample_chunks, sample_questions
 from sentence_transformers import SentenceTransformer
 
 from rag.embed import Embedder
+from scripts.bench_corpus import MODEL, gold, sample_chunks, sample_questions
 
 
 def recall(chunks: np.ndarray, questions: np.ndarray, golds: list[set[int]], k: int = 10) -> float:

@@ -11,27 +11,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import httpx
 
+from scripts.serving import serving
 from serve.gateway.server import url_of
 from understudy.engines import find_engine
 from understudy.progress import show_progress
-from understudy.workspace import Workspace, open_workspace
+from understudy.workspace import open_workspace
 
 STREAMS, WAVES, TOKENS = 16, 3, 64
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch", "marsh", "north", "ocean", "plain"]
-START_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -118,21 +113,6 @@ def line(unit: str, what: str, pairs: list[tuple[float, float]], spread_of: str)
     }  # fmt: skip
 
 
-def serve(workspace: Workspace) -> subprocess.Popen[bytes]:
-    """`understudy serve`, ready."""
-    process = subprocess.Popen([sys.executable, "-m", "understudy.cli", "--workspace", str(workspace.root), "serve"])
-    ready = url_of(workspace.config.gateway).removesuffix("/v1") + "/ready"
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(ready).status_code == 200:
-                return process
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    sys.exit("the gateway did not become ready")
-
-
 def main() -> None:
     """Measure the base of a workspace."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,18 +121,13 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=100, help="requests of each side, one at a time")
     args = parser.parse_args()
     workspace = open_workspace(args.workspace)
-    process = serve(workspace)
-    try:
+    with serving(workspace):
         engine = find_engine(workspace)
         assert engine is not None  # ready says so
         time.sleep(10)  # the gateway loads its corpus after the start
         direct, ours = Side(engine.url, engine.base), Side(url_of(workspace.config.gateway), "base")
-        lines = asyncio.run(measure(direct, ours, args.rounds, args.alone))
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-        process.wait()
-    for printed in lines:
-        print(json.dumps(printed), flush=True)
+        for printed in asyncio.run(measure(direct, ours, args.rounds, args.alone)):
+            print(json.dumps(printed), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from statistics import median
 from rag.load import find_files
 from rag.parsers import Parsers
 from tests.rag.pdfs import five_thousand_pages
-from understudy.config import Ingest
+from understudy.settings.corpus import Ingest
 
 SAMPLE = Path("samples/ai-governance/pdf")
 REPEATS = 5

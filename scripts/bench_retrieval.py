@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_corpus import BENCH, MODEL, corpus, gold, sample_chunks, sample_questions
-from peers import peers_python
 
 from rag.embed import Embedder
 from rag.index import RESCORED, build_index, open_index, tokenize
 from rag.retrieve import Retriever
-from understudy.config import Retrieval
+from scripts.bench_corpus import BENCH, MODEL, corpus, gold, sample_chunks, sample_questions
+from scripts.peers import peers_python
 from understudy.records import Chunk, Document
+from understudy.settings.corpus import Retrieval
 from understudy.store.sqlite import SqliteStore
 
 K = 10

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import os
 import random
 import statistics
@@ -94,21 +93,22 @@ class Bench:
         units, heldout = self.as_built("train"), self.as_built("validation")
         random.Random(0).shuffle(heldout)
         kept: list[Unit] = []
-        while sum(map(len, kept)) < HELDOUT_ROWS:
+        while heldout and sum(map(len, kept)) < HELDOUT_ROWS:
             kept.append(heldout.pop())
         trials = [self.run("trl", setting, units, heldout=kept, seconds=self.options.seconds, evaluate_every=2) for setting in TRL_TO_LOSS]
         theirs = min(trials, key=lowest_loss)
         target = lowest_loss(theirs)
         ours = self.run("ours", {"tokens_per_batch": 256, "batches_per_step": 2}, units, heldout=kept, seconds=self.options.seconds, evaluate_every=6)
-        reached = [next((p for p in run["curve"] if p["loss"] <= target), {"seconds": math.nan, "processor_seconds": math.nan}) for run in (ours, theirs)]
+        theirs_at = next(point for point in theirs["curve"] if point["loss"] <= target)
+        ours_at = next((point for point in ours["curve"] if point["loss"] <= target), None)  # None: not in the peer's time
         self.write_curves([ours, *trials])
         line = self.compared("train/loss", units, [ours, theirs])
         same = min(ours["curve"][-1]["examples"], theirs["curve"][-1]["examples"])
         return line | {
-            "ours": round(reached[0]["seconds"], 1),
-            "peer": round(reached[1]["seconds"], 1),
-            "ratio": round(reached[1]["seconds"] / reached[0]["seconds"], 2),
-            "processor_ratio": round(reached[1]["processor_seconds"] / reached[0]["processor_seconds"], 2),
+            "ours": ours_at and round(ours_at["seconds"], 1),
+            "peer": round(theirs_at["seconds"], 1),
+            "ratio": ours_at and round(theirs_at["seconds"] / ours_at["seconds"], 2),
+            "processor_ratio": ours_at and round(theirs_at["processor_seconds"] / ours_at["processor_seconds"], 2),
             "unit": f"seconds to a held-out loss of {target:.3f} a token",
             "loss_after_as_many_examples": {run["trainer"]: [same, round(loss_at(run["curve"], same), 3)] for run in (ours, theirs)},
             "peer_trials": [{"setting": t["setting"], "examples_per_second": t["examples_per_second"], "loss": round(lowest_loss(t), 3)} for t in trials],

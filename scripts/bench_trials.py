@@ -13,7 +13,7 @@ from statistics import NormalDist, median
 import numpy as np
 
 from serve.release.trial import Line, Observation, Trial, quantities
-from understudy.config import Releases
+from understudy.settings.serving import Releases
 
 SETTINGS = Releases()
 QUANTITIES = quantities(SETTINGS)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from rag.eval.metrics import validator_auroc
-from rag.prompts import score_target
+from rag.prompts import example_messages, score_target
 from serve.identity import load_tokenizer
 from serve.reference import Scorer, load_plain, load_reference
-from train.dataset import newest_dataset, read_dataset, render
+from train.dataset import newest_dataset, read_dataset
 from understudy.adapters import find_adapter
 from understudy.chat import encode_example
 from understudy.models import find_weights, model_path
@@ -42,7 +42,7 @@ def judge(workspace: Workspace, name: str, rows: list[Example], passages: dict[s
     odds = []
     with show_progress(f"judging with {name}", len(rows)) as bar:
         for row in rows:
-            right, wrong = (encode_example(tokenizer, render(row, passages), score_target(verdict)) for verdict in (True, False))
+            right, wrong = (encode_example(tokenizer, example_messages(row, passages), score_target(verdict)) for verdict in (True, False))
             odds.append(float(scorer.logprobs(right)[0] - scorer.logprobs(wrong)[0]))
             bar.advance()
     return odds

@@ -19,8 +19,8 @@ from rag.retrieve import Retriever, document_order
 from rag.run import SECOND_TRY_TEMPERATURE
 from rag.validation import read_verdict, stated_score
 from understudy.client import ModelClient
-from understudy.config import Agent
 from understudy.records import Citation, Message, Passage, Step, StepName, Trace
+from understudy.settings.answers import Agent
 
 PLANNER = "You are the planning agent of a question answering system. You decide what to search for."
 RESEARCHER = "You are the research agent of a question answering system. You answer questions with evidence from the context."

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy.config import Serve
 from understudy.errors import EngineError, UsageError
+from understudy.settings.serving import Serve
 
 LOOPBACK = "127.0.0.1"  # where the engine listens, and nowhere else
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from rag.prompts import PROMPT_VERSION
 from serve.check import Check
-from understudy.adapters import CONFIG, verify_adapter
+from understudy.adapters import CONFIG, AdapterManifest, verify_adapter
 from understudy.chat import template_digest
 from understudy.digests import digest_of_file, digest_of_files
 from understudy.engines import RunningEngine
 from understudy.errors import UnderstudyError
 from understudy.files import read_json
-from understudy.records import AdapterManifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.identity import load_tokenizer
-from serve.proof_rows import choose_spread, dataset_of, fitting, read_rows
+from serve.proof_rows import choose_spread, dataset_of, fitting, read_rows, steps_shown
 from serve.reference import Scorer, import_torch_patiently
 from serve.served import Server
 from serve.weigh import CONFIDENCE, RESAMPLES, Floats
-from understudy.adapters import find_adapter, require_served, verify_adapter
+from understudy.adapters import AdapterManifest, find_adapter, require_served, verify_adapter
 from understudy.chat import Encoded
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
@@ -29,7 +29,7 @@ from understudy.errors import AdapterError, NotFoundError
 from understudy.files import read_json, write_json
 from understudy.models import find_weights
 from understudy.progress import Progress
-from understudy.records import SCHEMA_VERSION, AdapterManifest
+from understudy.records import SCHEMA_VERSION
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def measure_matrix(
     require_served(manifest)
     verify_adapter(folder)
     served, base = find_weights(workspace, manifest.served_base_digest), find_weights(workspace, manifest.base_digest)
-    rows = read_rows(dataset_of(workspace, manifest), manifest.served_name)
+    rows = read_rows(dataset_of(workspace, manifest), manifest.served_name, steps_shown(manifest))
     unseen = [row for row in rows if row.split == "validation"]
     encoded = fitting(choose_spread(unseen or rows, ROWS), load_tokenizer(served), workspace.config.serve.max_model_len)
     if not encoded:
@@ -92,7 +92,7 @@ def measure_matrix(
             facts[pair.name] = {"weights": pair.weights.name, "adapter": pair.adapter, "nf4": pair.nf4, "served": pair.served}
             kept = workspace.runs / f"matrix-{digest_of([manifest.digest, pair.name, [row.ids for row in encoded]])[:16]}.json"
             scores[pair.name] = _kept_or_scored(kept, partial(load_pair, pair, folder), encoded, bar)
-        with Server(engine.url, engine.merged or engine.base, manifest.served_name) as server:
+        with Server(engine.url, engine.merged or engine.base, manifest.served_name, engine.api_key) as server:
             name = f"the engine now ({engine.precision}, {'merged' if engine.merged else 'adapter beside the base'})"
             scores[name] = _scored(lambda row: server.logprobs(manifest.served_name, row), encoded, bar)
             facts[name] = {"weights": served.name, "adapter": "merged" if engine.merged else "beside", "nf4": False, "served": True}

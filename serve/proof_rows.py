@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rag.prompts import ABSTENTION, answer_messages
+from rag.prompts import ABSTENTION, example_messages
+from understudy.adapters import AdapterManifest
 from understudy.chat import Encoded, encode_example
 from understudy.errors import NotFoundError
 from understudy.files import read_json, read_jsonl
-from understudy.records import AdapterManifest, Example, Message
+from understudy.records import Example, Message
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A real answer row: the prompt as inference renders it, and the answer that the dataset gives."""
+    """A real row: the prompt as inference renders it, and the completion that the dataset gives."""
 
     messages: list[Message]
     target: str
@@ -43,8 +44,16 @@ def dataset_of(workspace: Workspace, manifest: AdapterManifest) -> Path:
     return built[-1].parent
 
 
-def read_rows(dataset: Path, adapter: str) -> list[Row]:
-    """The distinct answer rows of a dataset, rendered as inference renders them; raises NotFoundError where it is gone."""
+def steps_shown(manifest: AdapterManifest) -> frozenset[str]:
+    """The steps whose rows show what an adapter learnt: the answer if it learnt it, else the others. On rows of a step that it never
+    saw its completions are unlikely, and what rounding does to them is large."""
+    steps = manifest.recipe.get("steps")
+    return frozenset(map(str, steps)) if isinstance(steps, list) and "answer" not in steps else frozenset(["answer"])
+
+
+def read_rows(dataset: Path, adapter: str, steps: frozenset[str] = frozenset(["answer"])) -> list[Row]:
+    """The distinct rows of a dataset that are of these steps, and a chat file's, rendered as inference renders them; raises NotFoundError where
+    there are none."""
     if not (dataset / "examples.jsonl").is_file():
         raise NotFoundError(
             f"the dataset {dataset.name[:12]} of {adapter} is gone, so there are no rows to prove it on",
@@ -54,12 +63,13 @@ def read_rows(dataset: Path, adapter: str) -> list[Row]:
     rows: dict[str, Row] = {}
     for values in read_jsonl(dataset / "examples.jsonl"):
         example = Example.model_validate(values)
-        if example.task in ("answer", "chat"):
-            shown = [passages[chunk_id] for chunk_id in example.passage_ids]
-            messages = example.messages if example.task == "chat" else answer_messages(example.question, shown)
+        if example.task in steps or example.task == "chat":
+            messages = example_messages(example, passages)
             rows.setdefault(messages[-1].content, Row(messages, example.target, example.split))
     if not rows:
-        raise NotFoundError(f"the dataset {dataset.name[:12]} of {adapter} has no answer rows", "import expert answers, build the dataset and train again")
+        raise NotFoundError(
+            f"the dataset {dataset.name[:12]} of {adapter} has no {' or '.join(sorted(steps))} rows", "import expert answers, build the dataset and train again"
+        )
     return list(rows.values())
 
 

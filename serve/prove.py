@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from serve.identity import check_base, check_files, load_tokenizer
-from serve.proof_rows import choose_scored, choose_spread, dataset_of, fitting, read_rows
+from serve.proof_rows import choose_scored, choose_spread, dataset_of, fitting, read_rows, steps_shown
 from serve.reference import Scorer, import_torch_patiently, load_plain, load_reference
+from serve.repeat import keep_sample
 from serve.served import Server, check_canaries, check_listing, check_token_ids
 from serve.weigh import Distances, Floats, weigh
 from understudy.adapters import find_adapter, require_served
@@ -58,7 +59,7 @@ def prove(
         tokenizer = load_tokenizer(weights)
         checks.append(check_base(manifest, weights, tokenizer, engine, merged))
     if all(check.passed for check in checks):
-        rows = read_rows(dataset_of(workspace, manifest), manifest.served_name)
+        rows = read_rows(dataset_of(workspace, manifest), manifest.served_name, steps_shown(manifest))
         with Server(engine.url, engine.merged or engine.base, manifest.served_name, engine.api_key) as server:
             checks.append(check_listing(server, None if engine.capabilities else merged or folder))
             checks.append(check_token_ids(server, tokenizer, choose_spread(rows, TOKEN_ROWS)))
@@ -126,9 +127,10 @@ def measure(
         record = {"rows": len(rows), "answer_tokens": tokens, "reference": str(model.dtype).removeprefix("torch.")}
         del model
         noise = _apart(served, scored(Scorer(load_plain(merged)).logprobs)) if merged else _apart(served_base, peft_base)
-    change = _apart(served, peft_base if merged else served_base)
-    distances = Distances(_apart(served, peft), _apart(served, peft_base), noise, change)
-    return distances, record | {"nats_per_token": distances.means(), "seconds": round(time.monotonic() - began, 1)}
+    without = peft_base if merged else served_base
+    distances = Distances(_apart(served, peft), _apart(served, peft_base), noise, _apart(served, without))
+    record |= {"nats_per_token": distances.means(), "seconds": round(time.monotonic() - began, 1)}
+    return distances, record | {"sample": keep_sample(rows, served, without)}
 
 
 def _apart(first: list[Floats], second: list[Floats]) -> Floats:

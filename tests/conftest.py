@@ -23,11 +23,12 @@ from pathlib import Path
 import pytest
 
 from tests import mongodb
+from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine, find_engine
 from understudy.files import write_json
 from understudy.models import weights_digest
-from understudy.records import AdapterManifest, Chunk, Citation, Document, Step, Trace
+from understudy.records import Chunk, Citation, Document, Step, Trace
 from understudy.workspace import Workspace, create_workspace, open_workspace
 
 BASE, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"

@@ -13,7 +13,8 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from understudy.client import Model, Patience
+from understudy.client import Model
+from understudy.patience import Patience
 
 Reply = Callable[[str, str], str]  # (step, prompt) -> text
 Fault = Callable[["Handler"], None]

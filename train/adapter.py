@@ -17,12 +17,11 @@ from train.methods import save_method
 from train.metrics import FILE as METRICS
 from train.metrics import TENSORBOARD
 from train.recipe import Recipe
-from understudy.adapters import CONFIG, WEIGHTS, adapter_digest
+from understudy.adapters import CONFIG, WEIGHTS, AdapterManifest, adapter_digest
 from understudy.chat import template_digest
 from understudy.digests import digest_of_file
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl, write_text
 from understudy.models import weights_digest
-from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.dataset import render
+from rag.prompts import example_messages
 from train.examples import draw_passages
 from train.recipe import Recipe
 from train.trie import Row, distinct_tokens
@@ -90,7 +90,7 @@ class Batcher:
         return [self._row(example, order) for example in unit]
 
     def _row(self, example: Example, order: list[str]) -> Row:
-        messages = render(example.model_copy(update={"passage_ids": order}), self._passages)
+        messages = example_messages(example.model_copy(update={"passage_ids": order}), self._passages)
         weight = {"plan": self._recipe.plan_weight, "answer": 1.0, "validate": self._recipe.validate_weight, "chat": 1.0}[example.task]
         first = self._recipe.decision_weight * example.weight if example.task == "answer" else None
         return Row(encode_example(self._tokenizer, messages, example.target), weight * example.weight, first, example.trace_id)

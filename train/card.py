@@ -7,15 +7,15 @@ from typing import Any
 
 from train.methods import METHODS
 from train.metrics import Row
-from understudy.records import AdapterManifest
+from understudy.adapters import AdapterManifest
+from understudy.terminal import figure
 
 
 def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:
     """The adapter's README.md in the form model hubs read; `dataset` is the summary of what it learnt from."""
 
-    def figure(name: str) -> str:
-        value = manifest.metrics.get(name)
-        return "–" if value is None else f"{value:.3f}"
+    def metric(name: str) -> str:
+        return figure(manifest.metrics.get(name))
 
     def counts(name: str) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.get(name, {}).items())) or "–"
@@ -39,7 +39,7 @@ An adapter ({manifest.method}) that {does}.
 | base | {manifest.base} ({served} weights `{manifest.served_base_digest[:12]}`) |
 | method | {METHODS[manifest.method].source}: rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
 | started from | {start or "fresh weights"}, seed {manifest.seed} |
-| loss per token | first {figure("loss_first")}, last {figure("loss_last")}, validation {figure("loss_validation")} |
+| loss per token | first {metric("loss_first")}, last {metric("loss_last")}, validation {metric("loss_validation")} |
 
 ## Data
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.eval.labels import reviewed_questions
-from rag.prompts import ABSTENTION, PROMPT_VERSION, answer_messages, plan_messages, validate_messages
+from rag.prompts import ABSTENTION, PROMPT_VERSION, example_messages
 from train.examples import Mix, build_examples, draw_passages, planned_query
 from train.ledger import Barred, Rejection, Rules, Verified, verify_traces
 from train.replay import Replay, replay_some
@@ -23,7 +23,7 @@ from understudy.digests import canonical_json, digest_of
 from understudy.errors import NotFoundError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from understudy.models import model_path
-from understudy.records import Example, Message, Trace
+from understudy.records import Example, Trace
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -176,21 +176,9 @@ def epoch_zero(example: Example, seed: int) -> Example:
     return example.model_copy(update={"passage_ids": draw_passages(example, seed, 0)})
 
 
-def render(example: Example, passages: dict[str, str]) -> list[Message]:
-    """The prompt of a row, by the renderer that inference uses. `passages` are texts by chunk id."""
-    texts = [passages[c] for c in example.passage_ids]
-    if example.task == "chat":
-        return example.messages
-    if example.task == "plan":
-        return plan_messages(example.question)
-    if example.task == "answer":
-        return answer_messages(example.question, texts)
-    return validate_messages(example.question, texts, example.proposal)
-
-
 def chat_row(example: Example, passages: dict[str, str]) -> dict[str, Any]:
     """A row as TRL and Fireworks take it: the messages and nothing else."""
-    messages = [message.model_dump() for message in render(example, passages)]
+    messages = [message.model_dump() for message in example_messages(example, passages)]
     return {"messages": [*messages, {"role": "assistant", "content": example.target}]}
 
 
@@ -271,7 +259,7 @@ def sharing_of(examples: Iterable[Example], passages: dict[str, str], tokenizer:
 
     groups: dict[tuple[str, ...], list[Row]] = {}
     for example in examples:
-        encoded = encode_example(tokenizer, render(example, passages), example.target)
+        encoded = encode_example(tokenizer, example_messages(example, passages), example.target)
         groups.setdefault(tuple(example.passage_ids), []).append(Row(encoded))
     tokens = sum(len(row.encoded.ids) for rows in groups.values() for row in rows)
     return tokens, tokens / max(1, sum(distinct_tokens(rows) for rows in groups.values()))

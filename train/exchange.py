@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from train.recipe import Recipe
-from understudy.adapters import CONFIG, WEIGHTS, adapter_digest, find_adapter, verify_adapter
+from understudy.adapters import CONFIG, WEIGHTS, AdapterManifest, adapter_digest, find_adapter, verify_adapter
 from understudy.chat import render_prompt, template_digest
 from understudy.config import explain_fault
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import AdapterError, NotFoundError, UsageError
 from understudy.files import read_json, whole_folder, write_json, write_text
 from understudy.models import CARD, find_weights, folder_name, model_path, weights_digest
-from understudy.records import AdapterManifest, Message
+from understudy.records import Message
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Literal
 from rag.citations import find_quote
 from rag.eval.metrics import gold_recall
 from rag.prompts import parse_answer, proposal_text
-from train.near_duplicates import near_duplicate_pairs, normalised
+from rag.same_questions import normalised
+from train.near_duplicates import near_duplicate_pairs
 from train.splits import Groups, Splits, assign_splits
 from train.support import support_of_trace
 from understudy.records import Chunk, Record, Trace

@@ -7,12 +7,13 @@ pairs and the similarity itself decides, so every pair that is found is one. Of 
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 import numpy as np
+
+from rag.same_questions import normalised
 
 THRESHOLD = 0.7
 SHINGLE = 4  # characters
@@ -20,11 +21,6 @@ BANDS, ROWS = 32, 4
 
 _DRAWN = np.random.default_rng(0).integers(0, 1 << 63, size=(2, BANDS * ROWS, 1), dtype=np.uint64)
 _FACTORS, _OFFSETS = _DRAWN[0] | np.uint64(1), _DRAWN[1]
-
-
-def normalised(question: str) -> str:
-    """Words alone, in lower case."""
-    return " ".join(re.findall(r"\w+", question.lower()))
 
 
 def shingles(question: str) -> frozenset[str]:

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.prompts import example_messages
 from train.batches import Batcher
-from train.dataset import render
 from train.gradients import workers_for
 from train.memory import activation_bytes, free_bytes, head_bytes, optimiser_bytes
 from train.recipe import Recipe
@@ -15,6 +15,7 @@ from train.trie import Row, distinct_tokens, merge_tries
 from understudy.chat import encode_example, template_digest
 from understudy.digests import digest_of
 from understudy.errors import StorageError, TrainingError, UsageError
+from understudy.terminal import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,15 +107,11 @@ def sample_of(batcher: Batcher) -> Example:
 
 def shown_row(tokenizer: PreTrainedTokenizerBase, example: Example, passages: dict[str, str], in_colour: bool) -> list[str]:
     """A row as the model sees it, for a terminal: context dimmed and completion green, or the completion between « and »."""
-    encoded = encode_example(tokenizer, render(example, passages), example.target)
-    context, completion = (_inert(tokenizer.decode(part)) for part in (encoded.ids[: encoded.completion], encoded.ids[encoded.completion :]))
+    encoded = encode_example(tokenizer, example_messages(example, passages), example.target)
+    context, completion = (printable(tokenizer.decode(part)) for part in (encoded.ids[: encoded.completion], encoded.ids[encoded.completion :]))
     if in_colour:
         return ["one row; the loss falls on the green part:", f"{CONTEXT}{context}{RESET}{LEARNT}{completion}{RESET}"]
     return ["one row; the loss falls on what stands between « and »:", f"{context}«{completion}»"]
-
-
-def _inert(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def _asked(example: Example) -> str:

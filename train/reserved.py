@@ -12,7 +12,7 @@ from pathlib import PurePath
 import numpy as np
 
 from rag.eval.leaks import Embed
-from rag.simulate import NEAR, normalise, numbers_of
+from rag.same_questions import NEAR, normalised, numbers_of
 from train.splits import Groups
 from understudy.records import Chunk, Question, Trace
 
@@ -27,7 +27,7 @@ def reserved(traces: Sequence[Trace], questions: Sequence[Question], chunks: dic
     """Why a trace may not teach, by its id, for those that the set keeps out; with `with_documents` also traces on its documents."""
     if not traces or not questions:
         return {}
-    words = {normalise(question.question) for question in questions}
+    words = {normalised(question.question) for question in questions}
     by_numbers: dict[frozenset[tuple[str, int]], list[int]] = defaultdict(list)
     for place, question in enumerate(questions):
         by_numbers[frozenset(numbers_of(question.question).items())].append(place)
@@ -36,7 +36,7 @@ def reserved(traces: Sequence[Trace], questions: Sequence[Question], chunks: dic
     found = {}
     for trace, vector in zip(traces, given, strict=True):
         rivals = by_numbers.get(frozenset(numbers_of(trace.question).items()), [])
-        if normalise(trace.question) in words or (rivals and float(np.max(asked[rivals] @ vector)) >= NEAR):
+        if normalised(trace.question) in words or (rivals and float(np.max(asked[rivals] @ vector)) >= NEAR):
             found[trace.id] = "asked by the regression set, or nearly"
         elif documents.intersection(groups.of_trace(trace)):
             found[trace.id] = "rests on a document of the regression set"

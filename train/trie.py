@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from train.attention import FLEX, NAME, Branch, dense_mask, flex_mask, rounded_up, runs_of
-from train.head import summed_loss, target_logprobs_of
+from train.head import summed_loss
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
 
@@ -97,12 +97,6 @@ def distinct_tokens(rows: list[Row]) -> int:
             node = seen.setdefault((node, token), len(seen))
             nodes.add((node, token))
     return len(nodes)
-
-
-def target_logprobs(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
-    """Log-probabilities [targets] (float32) of the batch's targets; the head runs on the positions that need it."""
-    hidden = source_states(model, batch)
-    return target_logprobs_of(model.get_output_embeddings(), hidden, batch.targets.to(hidden.device))
 
 
 def weighted_loss(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:

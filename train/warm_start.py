@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file
 
 from train.recipe import Recipe
-from understudy.adapters import CONFIG, WEIGHTS, find_adapter, verify_adapter
+from understudy.adapters import CONFIG, WEIGHTS, AdapterManifest, find_adapter, verify_adapter
 from understudy.chat import template_digest
 from understudy.digests import digest_of_file
 from understudy.errors import AdapterError
 from understudy.files import read_json
 from understudy.models import weights_digest
-from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import AdapterError, NotFoundError
 from understudy.files import read_json
-from understudy.records import AdapterManifest
+from understudy.records import SCHEMA_VERSION, Record
 from understudy.workspace import Workspace
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SERVED_METHODS = ("lora",)  # what vLLM applies
+
+
+class AdapterManifest(Record):
+    """What an adapter is and where it came from; immutable, beside the weights."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    digest: str  # sha256 over weights, canonical adapter_config and the base's digest
+    base: str  # the base's id, never a path
+    base_digest: str  # weights as trained on
+    served_base_digest: str  # weights the adapter must be served on (dequantised NF4 for a QLoRA run)
+    quantisation: Literal["nf4", "none"]
+    tokenizer_digest: str
+    chat_template_digest: str
+    prompt_version: str  # empty: unknown
+    dataset_digest: str  # empty: unknown
+    lineage: Literal["trained", "stated", "unknown"] = "trained"  # trained here; imported, its dataset stated or not
+    recipe: dict[str, object]
+    seed: int | None  # None: imported
+    method: str = "lora"  # train/methods.py
+    rank: int
+    alpha: int
+    targets: list[str]
+    packages: dict[str, str]
+    metrics: dict[str, float | None]
+    tenants: list[str]
+    group_ids: list[str]
+    question_digests: list[str]
+    created_at: float
+
+    @property
+    def served_name(self) -> str:
+        """The immutable name it is served under."""
+        return f"{self.name}@{self.digest[:12]}"
 
 
 def is_served(method: str) -> bool:

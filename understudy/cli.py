@@ -100,7 +100,8 @@ def _quieten() -> None:
 
 
 def _show(outcome: object, as_json: bool) -> int:
-    from understudy.commands import Outcome, inert_json
+    from understudy.commands import Outcome
+    from understudy.terminal import inert_json
 
     assert isinstance(outcome, Outcome)
     text = inert_json({"schema_version": 1, **outcome.result}) if as_json else "\n".join(outcome.lines)
@@ -110,7 +111,7 @@ def _show(outcome: object, as_json: bool) -> int:
 
 
 def _complain(code: str, message: str, remedy: str, as_json: bool) -> None:
-    from understudy.commands import inert_json, printable
+    from understudy.terminal import inert_json, printable
 
     if as_json:
         print(inert_json({"error": {"code": code, "message": message, "remedy": remedy}}, indent=None))

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -20,10 +18,11 @@ import openai
 from pydantic import BaseModel
 
 from understudy.completions import Completion, Draft
-from understudy.config import Endpoint
 from understudy.engines import RunningEngine
 from understudy.errors import EndpointError, NotFoundError
+from understudy.patience import Patience, pause_before, seconds_asked
 from understudy.records import Message
+from understudy.settings.serving import Endpoint
 
 NO_KEY = "none"
 CONNECT_SECONDS = 10.0
@@ -60,17 +59,6 @@ class StepModels:
     def alike(model: Model) -> StepModels:
         """One model for every step."""
         return StepModels(model, model, model)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a request may take, and how often it is made."""
-
-    seconds: float = 120.0  # of one attempt, first byte to last: a slow drip ends here too
-    attempts: int = 4
-    first_pause: float = 0.5  # seconds; doubled each time, jittered
-    longest_pause: float = 60.0  # a server that asks for a longer one is not asked again
-    wake_seconds: float = 600.0  # how long a deployment without a replica is waited for, beside the attempts
 
 
 def engine_model(engine: RunningEngine, name: str) -> Model:
@@ -222,27 +210,6 @@ class _Sdk(openai.AsyncOpenAI):
     def default_headers(self) -> dict[str, str | openai.Omit]:
         """What every request carries; no compression, so that a reply is as long as it is on the wire."""
         return {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "understudy"}
-
-
-def pause_before(attempt: int, patience: Patience, retry_after: float | None) -> float | None:
-    """Seconds to wait after this many attempts: doubling, jittered down to half, never less than the server asks; None where it asks too much."""
-    if retry_after is not None and retry_after > patience.longest_pause:
-        return None
-    pause = min(patience.first_pause * 2.0 ** (attempt - 1), patience.longest_pause) * random.uniform(0.5, 1.0)
-    return max(pause, (retry_after or 0.0) * random.uniform(1.0, 1.1))
-
-
-def seconds_asked(retry_after: str | None) -> float | None:
-    """A Retry-After header, seconds or a date (RFC 9110), as seconds from now; None where it is neither."""
-    if not retry_after:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        at: float = parsedate_to_datetime(retry_after).timestamp()
-    except ValueError:
-        return None
-    return max(0.0, at - time.time())
 
 
 def _may_pass(fault: Exception) -> bool:

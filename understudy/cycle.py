@@ -18,7 +18,7 @@ from understudy.adapters import is_served
 from understudy.commands.wiring import remote_of
 from understudy.cycle_inputs import drift_of, files_digest, learnt_by, live_release, new_traces, recipe_of, warm_start_of
 from understudy.cycle_stages import Turn
-from understudy.cycles import BEGIN, Cycle, Done, Seen, cycles, frozen_set, last_seen, new_cycle, run_stages
+from understudy.cycles import BEGIN, Cycle, Done, Seen, cycles_of, frozen_set, last_seen, new_cycle, run_stages
 from understudy.errors import UnderstudyError, UsageError
 from understudy.files import locked
 from understudy.progress import Progress
@@ -47,7 +47,7 @@ class Look:
 def look(workspace: Workspace, documents: str | None) -> Look:
     """Whether a cycle is due, without loading a model unless a few new traces make drift matter. Raises UsageError without an alias."""
     settings, alias = workspace.config.cycle, alias_of(workspace)
-    known = [cycle for cycle in cycles(workspace) if cycle.outcomes[BEGIN]["tenant"] == workspace.config.tenant]
+    known = cycles_of(workspace)
     unfinished = known[-1] if known and known[-1].end is None else None
     seen = last_seen(known)
     folder = Path(documents) if documents else workspace.root / settings.documents if settings.documents else None

@@ -9,8 +9,8 @@ from understudy.adapters import find_adapter
 from understudy.cycles import Seen
 from understudy.digests import digest_of
 from understudy.errors import NotFoundError
-from understudy.records import ENGINE, Release, Trace, TraceFilter
-from understudy.releases import read_release, standing
+from understudy.records import Trace, TraceFilter
+from understudy.releases import ENGINE, Release, read_release, standing
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

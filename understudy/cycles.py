@@ -114,6 +114,11 @@ def cycles(workspace: Workspace) -> list[Cycle]:
     return [cycle for cycle in found if cycle.lines]
 
 
+def cycles_of(workspace: Workspace) -> list[Cycle]:
+    """Those of the workspace's tenant. Raises StorageError."""
+    return [cycle for cycle in cycles(workspace) if cycle.outcomes[BEGIN]["tenant"] == workspace.config.tenant]
+
+
 def new_cycle(workspace: Workspace, outcome: dict[str, Any]) -> Cycle:
     """Begin a cycle; its first line says what it sets out from."""
     number = max((int(cycle.name) for cycle in cycles(workspace)), default=0) + 1

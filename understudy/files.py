@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Replace `path` atomically with one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def require_file(path: Path) -> Path:
+    """The path, if a file is there; raises NotFoundError otherwise."""
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist", "check the path")
+    return path
 
 
 def read_json(path: Path) -> Any:
@@ -85,20 +94,33 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            file.truncate(whole)
+        with path.open("ab+", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            whole = _end_of_lines(file, end)
+            if whole < end:
+                file.truncate(whole)
             try:
-                file.write(line)
-                file.flush()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(whole)
+                with suppress(OSError):
+                    file.truncate(whole)
                 raise
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", "free space or fix the folder's permissions") from error
+
+
+def _end_of_lines(file: FileIO, end: int) -> int:
+    """Where the last whole line ends, looked for from the end."""
+    while end > 0:
+        start = max(0, end - 64 * 1024)
+        found = os.pread(file.fileno(), end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def sync_file(path: Path) -> None:

@@ -201,65 +201,6 @@ class TraceFilter(Record):
     complete: bool | None = None
     outcome: TraceOutcome | None = None
 
-    def accepts(self, trace: Trace) -> bool:
-        """Whether a trace meets every condition: what a store's query has to agree with."""
-        score, model = trace.score, trace.model
-        return (
-            self.source in (None, trace.source)
-            and (self.model is None or model == self.model or model.startswith(f"{self.model}@"))
-            and (self.contains is None or self.contains.lower() in trace.question.lower())
-            and (self.min_score is None or (score is not None and score >= self.min_score))
-            and (self.max_score is None or (score is not None and score <= self.max_score))
-            and (self.since is None or trace.created_at >= self.since)
-            and (self.until is None or trace.created_at < self.until)
-            and self.complete in (None, trace.complete)
-            and self.outcome in (None, trace.outcome)
-        )
-
-
-class CacheObservation(Record):
-    """What one question showed of a cache entry: how near it was, and whether the entry's answer was right for it."""
-
-    similarity: float  # cosine
-    correct: bool
-
-
-class CacheEntry(Record):
-    """A validated answer that may be given again, and what has been learnt of when it may (rag.cache)."""
-
-    id: str  # digest of scope and normalised question
-    tenant: str = "default"
-    scope: str  # digest of what an answer depends on besides the question: tenant, filters, mode, models, prompts, conversation, release
-    question: str
-    question_digest: str
-    answer: str
-    citations: list[Citation]
-    score: float
-    document_ids: list[str]  # cited; the entry is removed with any of them
-    chunk_ids: list[str]  # cited; the entry survives a new corpus generation if retrieval still returns them
-    generation: str  # the corpus generation that the answer was last found to hold for
-    trace_id: str  # the run that made it
-    seconds: float  # that the run took, and a hit saves
-    created_at: float  # seconds since the epoch
-    expires_at: float | None = None
-    used_at: float  # when it was made or last hit: the least recently used goes first
-    hits: int = 0
-    wrong_hits: int = 0  # of the hits, those that people called wrong
-    observations: list[CacheObservation] = Field(default_factory=list)
-
-    @staticmethod
-    def make_id(scope: str, question_digest: str) -> str:
-        """The same question in the same scope is one entry."""
-        return digest_of([scope, question_digest])
-
-
-class CacheTotals(Record):
-    """What a tenant's cache has done, entries that are gone included."""
-
-    hits: int = 0
-    wrong_hits: int = 0
-    seconds_saved: float = 0.0
-
 
 class Example(Record):
     """A training row, kept unrendered so that passage order can change by epoch."""
@@ -282,66 +223,6 @@ class Example(Record):
     def digest(self) -> str:
         """Identity of the row: everything that reaches the model."""
         return digest_of(self.model_dump())
-
-
-class AdapterManifest(Record):
-    """What an adapter is and where it came from; immutable, beside the weights."""
-
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    digest: str  # sha256 over weights, canonical adapter_config and the base's digest
-    base: str  # the base's id, never a path
-    base_digest: str  # weights as trained on
-    served_base_digest: str  # weights the adapter must be served on (dequantised NF4 for a QLoRA run)
-    quantisation: Literal["nf4", "none"]
-    tokenizer_digest: str
-    chat_template_digest: str
-    prompt_version: str  # empty: unknown
-    dataset_digest: str  # empty: unknown
-    lineage: Literal["trained", "stated", "unknown"] = "trained"  # trained here; imported, its dataset stated or not
-    recipe: dict[str, object]
-    seed: int | None  # None: imported
-    method: str = "lora"  # train/methods.py
-    rank: int
-    alpha: int
-    targets: list[str]
-    packages: dict[str, str]
-    metrics: dict[str, float | None]
-    tenants: list[str]
-    group_ids: list[str]
-    question_digests: list[str]
-    created_at: float
-
-    @property
-    def served_name(self) -> str:
-        """The immutable name it is served under."""
-        return f"{self.name}@{self.digest[:12]}"
-
-
-ModelStep = Literal["plan", "answer", "validate"]  # the steps that ask a model
-ENGINE = "engine"  # a release's endpoint, where it is no remote
-
-
-class Release(Record):
-    """What answers under an alias; immutable, and named by its content."""
-
-    schema_version: int = SCHEMA_VERSION
-    alias: str
-    tenant: str  # whose corpus the generation is of
-    generation: str  # the corpus generation that it was made on, and is judged on
-    adapters: dict[ModelStep, str]  # name@digest12, or base
-    prompt_version: str
-    endpoint: str = ENGINE  # the workspace's own engine, or the configured remote that serves it
-
-    @property
-    def digest(self) -> str:
-        """Identity: two releases that say the same are one."""
-        return digest_of(self.model_dump())
-
-    @property
-    def name(self) -> str:
-        """The immutable name it answers under."""
-        return f"{self.alias}@{self.digest[:12]}"
 
 
 class Question(Record):

@@ -15,17 +15,42 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from understudy.digests import digest_of
 from understudy.errors import NotFoundError, StorageError, UsageError
 from understudy.files import append_jsonl, locked, read_json, write_json
-from understudy.records import SCHEMA_VERSION, Record, Release
+from understudy.records import SCHEMA_VERSION, Record
 from understudy.workspace import Workspace
 
 ALIAS = r"[a-z][a-z0-9-]{0,47}"
 RESERVED = ("base", "frontier", "live", "rag", "teacher")
 DECISIONS = "decisions.jsonl"
+ENGINE = "engine"  # a release's endpoint, where it is no remote
 FORMER = 20  # releases that rollbacks may go back through
 
+ModelStep = Literal["plan", "answer", "validate"]  # the steps that ask a model
 Action = Literal["created", "canary", "promoted", "rolled back", "stopped"]
+
+
+class Release(Record):
+    """What answers under an alias; immutable, and named by its content."""
+
+    schema_version: int = SCHEMA_VERSION
+    alias: str
+    tenant: str  # whose corpus the generation is of
+    generation: str  # the corpus generation that it was made on, and is judged on
+    adapters: dict[ModelStep, str]  # name@digest12, or base
+    prompt_version: str
+    endpoint: str = ENGINE  # the workspace's own engine, or the configured remote that serves it
+
+    @property
+    def digest(self) -> str:
+        """Identity: two releases that say the same are one."""
+        return digest_of(self.model_dump())
+
+    @property
+    def name(self) -> str:
+        """The immutable name it answers under."""
+        return f"{self.alias}@{self.digest[:12]}"
 
 
 class Canary(Record):

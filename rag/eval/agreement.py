@@ -18,14 +18,8 @@ RESAMPLES = 2_000
 WORTH: Mapping[Choice | None, float] = {"a": -1.0, "tie": 0.0, "b": 1.0, None: np.nan}
 
 
-def cohen_kappa(first: Sequence[Choice | None], second: Sequence[Choice | None]) -> float | None:
-    """Cohen's kappa in [-1, 1] over the items that both rated; None without any, and where chance alone would agree always."""
-    value = float(kappa_estimator(first, second)(np.ones((1, len(first))))[0])
-    return None if np.isnan(value) else value
-
-
 def kappa_estimator(first: Sequence[Choice | None], second: Sequence[Choice | None]) -> Estimator:
-    """Cohen's kappa as a function of how often each item was drawn; NaN where it is undefined."""
+    """Cohen's kappa, in [-1, 1], as a function of how often each item was drawn; NaN without any, and where chance alone would agree always."""
     cells = np.zeros((len(first), len(CHOICES) ** 2))  # [items, cells of the table]
     for place, (one, other) in enumerate(zip(first, second, strict=True)):
         if one and other:

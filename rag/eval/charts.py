@@ -107,14 +107,15 @@ def plot_latency(seconds: dict[str, dict[str, list[float]]]) -> str:
                 axes.plot([middle], [height], marker="o", markersize=6, color=color, linestyle="none")
                 axes.plot([high], [height], marker="|", markersize=7, markeredgewidth=2, color=color, linestyle="none")
                 described.append(f"{model} {step} {middle:.2f} s, {high:.2f} s")
-            axes.plot([], [], color=color, marker="o", linewidth=2, label=model)
+            if any(by_step.values()):
+                axes.plot([], [], color=color, marker="o", linewidth=2, label=model)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.grid(axis="x", color=LINE, linewidth=0.7)
         axes.tick_params(length=0)
         axes.set_xlabel("seconds: dot median, bar 95th percentile")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(seconds)), borderaxespad=0.2, handlelength=1.6)
+        add_legend(axes)
         return svg(figure, "latency", "Latency by step, median and 95th percentile", "; ".join(described))
 
 
@@ -140,8 +141,7 @@ def plot_frontier(points: Sequence[tuple[str, float | None, Interval]]) -> str:
         axes.tick_params(length=0)
         axes.set_xlabel("median seconds of a run  (← faster)")
         axes.set_ylabel("token-F1")
-        if known:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(known)), borderaxespad=0.2, handlelength=1)
+        add_legend(axes)
         return svg(figure, "frontier", "Latency and quality", "; ".join(described) or "nothing was timed")
 
 
@@ -166,7 +166,7 @@ def plot_history(series: dict[str, list[tuple[float, float, float, float]]], met
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.tick_params(length=0)
         axes.set_title(METRICS[metric].label, loc="left", color=INK, pad=22)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(series)), borderaxespad=0.2, handlelength=1.6)
+        add_legend(axes)
         return svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
 
 
@@ -233,6 +233,14 @@ def plot_axes(height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def add_legend(axes: Axes) -> None:
+    """The labelled lines above the axes, in as many columns as their names leave room for; nothing where there are none."""
+    names = axes.get_legend_handles_labels()[1]
+    if names:
+        columns = int(72 * WIDTH / (6 * max(map(len, names)) + 36))  # points, of nine-point letters
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, min(4, columns, len(names))), borderaxespad=0.2, handlelength=1.6)
 
 
 def svg(figure: Figure, name: str, title: str, description: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rag.eval.charts import INK, LINE, MARKERS, model_color, plot_axes, styled, svg
+from rag.eval.charts import INK, LINE, MARKERS, add_legend, model_color, plot_axes, styled, svg
 
 
 def plot_doses(section: dict[str, Any], places: dict[str, int]) -> str:
@@ -45,6 +45,5 @@ def _plot(section: dict[str, Any], places: dict[str, int], names: Sequence[str],
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.set_xlabel(axis)
         axes.set_ylabel("token-F1")
-        if shown:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, len(shown)), borderaxespad=0.2, handlelength=1.6)
+        add_legend(axes)
         return svg(figure, f"robustness-{kind}", f"Token-F1 by {axis}", "; ".join(described) or "nothing was asked")

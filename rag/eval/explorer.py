@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from rag.eval.diff import Run, new_words
 from rag.eval.evidence import Quote, Span, locate_gold, locate_shown, shown_chunks
 from rag.eval.metrics import Row
 from rag.eval.run import failure_of
@@ -51,7 +52,7 @@ class AnswerView:
 
     model: str
     place: int
-    text: str
+    said: list[Run]  # new: what the baseline's answer lacks; of the baseline's, what no rival's has
     quotes: list[QuoteView]
     query: str
     abstained: bool
@@ -113,7 +114,8 @@ def _build_case(question: Question, traces: dict[str, Trace], rows: dict[str, Ro
     every = list({chunk.id: chunk for passages in shown.values() for chunk in passages}.values())
     gold = locate_gold(question, every, chunks)
     emitted = {name: [locate_shown(text, shown[name]) for text in trace.quotes] for name, trace in traces.items()}
-    answers = [_build_answer(name, place, traces[name], rows[name], emitted[name], gold) for place, name in enumerate(traces)]
+    said = _compare_answers(traces)
+    answers = [_build_answer(name, place, traces[name], rows[name], said[name], emitted[name], gold) for place, name in enumerate(traces)]
     passages = []
     for chunk in every:
         seeing = [name for name in traces if chunk in shown[name]]
@@ -125,14 +127,25 @@ def _build_case(question: Question, traces: dict[str, Trace], rows: dict[str, Ro
     return Case(question, cluster_of(question) if question.documents else "", kind, answers, passages, change, outcome)
 
 
-def _build_answer(name: str, place: int, trace: Trace, row: Row, emitted: list[Quote], gold: list[Quote]) -> AnswerView:
+def _compare_answers(traces: Mapping[str, Trace]) -> dict[str, list[Run]]:
+    """Every rival's answer beside the baseline's, and the baseline's beside all; abstentions and failures are beside none."""
+    answering = {name: trace.answer for name, trace in traces.items() if trace.complete and not trace.abstained}
+    baseline = next(iter(traces))
+    said = {}
+    for name, trace in traces.items():
+        others = [text for other, text in answering.items() if (other == baseline) != (name == baseline)]
+        said[name] = new_words(trace.answer, others if name in answering else [])
+    return said
+
+
+def _build_answer(name: str, place: int, trace: Trace, row: Row, said: list[Run], emitted: list[Quote], gold: list[Quote]) -> AnswerView:
     quotes = []
     for quote in emitted:
         is_right = bool(quote.spans) and any(quote.overlaps(wanted) for wanted in gold)
         quotes.append(QuoteView(quote.text, "right" if is_right else "verbatim" if quote.spans else "not found"))
     query = next((step.text for step in trace.steps if step.name == "plan"), "")
     failure = "" if trace.complete else failure_of(trace)
-    return AnswerView(name, place, trace.answer, quotes, query, trace.abstained, failure, row, quality(row))
+    return AnswerView(name, place, said, quotes, query, trace.abstained, failure, row, quality(row))
 
 
 def mark_text(chunk: Chunk, gold: Sequence[Span], cited: Sequence[Sequence[Span]]) -> list[Mark]:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from rag.eval.metrics import METRICS
 from rag.eval.stats import Draws
-from understudy.config import Gate
 from understudy.errors import UsageError
+from understudy.settings.evaluating import Gate
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rag.eval.agreement import share, summarise
 from rag.eval.contest import Contest, says_the_same, view_pair
-from rag.eval.labels import Choice, choices_of, labels_of
+from rag.eval.labels import Choice, joint_choices, labels_of
 from rag.recorded import Budget, CallLog, RecordedClient
 from understudy.client import Model
 from understudy.digests import digest_of
@@ -97,7 +97,7 @@ def summarise_judge(contest: Contest, path: Path) -> dict[str, Any]:
     by_id = {row["question_id"]: Verdict(**row) for row in record.pop("verdicts")}
     found = [by_id.get(question_id) for question_id in contest.ids]
     choices = [verdict.choice if verdict else None for verdict in found]
-    people = choices_of(labels_of(contest.folder, contest.a, contest.b), contest.ids)
+    people = joint_choices(labels_of(contest.folder, contest.a, contest.b), contest.ids)
     asked = [place for verdict in by_id.values() for place in (verdict.a_first, verdict.b_first)]
     decided = [place for place in asked if place in ("1", "2")]
     return {

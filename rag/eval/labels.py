@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,16 +10,17 @@ from pydantic import Field, ValidationError
 
 from rag.eval.metrics import normalize_answer
 from understudy.errors import StorageError
+from understudy.files import append_jsonl, locked
 from understudy.records import Record
 
 Choice = Literal["a", "tie", "b"]  # what a rater prefers
 FILE = "reviews.jsonl"
-LONGEST_NOTE = 4_000  # characters
+LONGEST_NOTE, LONGEST_NAME = 4_000, 60  # characters
 AS_CHOICE: dict[str, Choice] = {"a": "a", "b": "b", "both": "tie", "neither": "tie"}
 
 
 class Label(Record):
-    """One person's decision on one question; the newest of a question and two models holds."""
+    """One person's decision on one question; the newest of a reviewer, a question and two models holds."""
 
     question_id: str
     question: str
@@ -34,25 +31,13 @@ class Label(Record):
     choice: Literal["a", "b", "both", "neither"]
     note: str = Field("", max_length=LONGEST_NOTE)
     created_at: float  # seconds since the epoch
+    reviewer: str = Field("", max_length=LONGEST_NAME)  # as they called themselves; empty where one person reviews alone
 
 
 def add_label(folder: Path, label: Label) -> None:
-    """Append a label; it is on disk when this returns. Raises StorageError, with the labels before it as they were."""
-    path = folder / FILE
-    line = (json.dumps(label.model_dump(), ensure_ascii=False) + "\n").encode()
-    try:
-        with path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(end)
-                raise
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}", "free space; the labels given before are kept") from error
+    """Append a label; it is on disk when this returns, whoever else labels now. Raises StorageError, with the labels before it as they were."""
+    with locked(folder / ".reviews.lock"):
+        append_jsonl(folder / FILE, label.model_dump())
 
 
 def read_labels(path: Path) -> list[Label]:
@@ -69,21 +54,28 @@ def read_labels(path: Path) -> list[Label]:
     return labels
 
 
-def repair(folder: Path) -> None:
-    """Remove a last line that was cut off, so that the next label begins a line of its own."""
-    path = folder / FILE
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+def labels_of(folder: Path, a: str, b: str) -> dict[str, dict[str, Label]]:
+    """Each reviewer's newest label of each question on these two models, by reviewer and question id."""
+    found: dict[str, dict[str, Label]] = {}
+    for label in read_labels(folder / FILE):
+        if (label.a, label.b) == (a, b):
+            found.setdefault(label.reviewer, {})[label.question_id] = label
+    return found
 
 
-def labels_of(folder: Path, a: str, b: str) -> dict[str, Label]:
-    """The newest label of each question on these two models, by question id."""
-    return {label.question_id: label for label in read_labels(folder / FILE) if (label.a, label.b) == (a, b)}
-
-
-def choices_of(labels: dict[str, Label], ids: Sequence[str]) -> list[Choice | None]:
-    """What people preferred, in the order of the ids; None where nobody looked."""
+def choices_of(labels: Mapping[str, Label], ids: Sequence[str]) -> list[Choice | None]:
+    """What a reviewer preferred, in the order of the ids; None where they did not look."""
     return [AS_CHOICE[labels[question_id].choice] if question_id in labels else None for question_id in ids]
+
+
+def joint_choices(labels: Mapping[str, Mapping[str, Label]], ids: Sequence[str]) -> list[Choice | None]:
+    """What most of the reviewers who looked prefer, a tie where they are even; None where nobody looked."""
+    by_reviewer = [choices_of(of_reviewer, ids) for of_reviewer in labels.values()]
+    joint: list[Choice | None] = []
+    for given in zip(*by_reviewer, strict=True) if by_reviewer else [()] * len(ids):
+        lead = given.count("b") - given.count("a")
+        joint.append("b" if lead > 0 else "a" if lead < 0 else "tie" if any(given) else None)
+    return joint
 
 
 def reviewed_questions(reports: Path, tenant: str) -> list[str]:

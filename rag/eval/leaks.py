@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.simulate import NEAR, normalise, numbers_of
+from rag.same_questions import NEAR, normalised, numbers_of
+from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
 from understudy.files import read_jsonl
-from understudy.records import AdapterManifest, Chunk, Question
+from understudy.records import Chunk, Question
 
 Kind = Literal["question", "near-duplicate", "document"]
 Embed = Callable[[list[str]], NDArray[np.float32]]  # texts → unit vectors [texts, dim]
@@ -85,12 +86,12 @@ def _nearest_trained(questions: list[str], trained: list[str], embed: Embed) -> 
     """For each question, the trained one that is the same but for its wording, or None: near in meaning, with the same numbers."""
     if not questions or not trained:
         return [None] * len(questions)
-    words = {normalise(text): text for text in trained}
+    words = {normalised(text): text for text in trained}
     vectors, of_trained = embed(questions), embed(trained)
     found = []
     for text, vector in zip(questions, vectors, strict=True):
         cosines = of_trained @ vector
         near = [int(place) for place in np.argsort(-cosines) if cosines[place] >= NEAR]
         same = next((trained[place] for place in near if numbers_of(trained[place]) == numbers_of(text)), None)
-        found.append(words.get(normalise(text), same))
+        found.append(words.get(normalised(text), same))
     return found

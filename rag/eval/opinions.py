@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rag.eval.agreement import summarise
+from rag.eval.agreement import agreement, summarise
 from rag.eval.compare import read_report
 from rag.eval.contest import PREFERENCES, Contest, open_contest
 from rag.eval.judge import judgements, summarise_judge
-from rag.eval.labels import FILE, choices_of, labels_of, read_labels
+from rag.eval.labels import FILE, choices_of, joint_choices, labels_of, read_labels
 from rag.eval.page import templates
 from understudy.errors import StorageError
 from understudy.files import read_json, write_json, write_text
@@ -50,8 +51,19 @@ def read_opinions(folder: Path) -> list[dict[str, Any]]:
 
 
 def summarise_people(contest: Contest) -> dict[str, Any]:
-    """What people preferred, how often they found both answers good or bad, and their agreement with the judge-free metrics."""
+    """What people preferred together, how often they found both answers good or bad, and their agreement with the judge-free metrics and
+    with one another."""
     labels = labels_of(contest.folder, contest.a, contest.b)
-    kept = [labels[question_id].choice for question_id in contest.ids if question_id in labels]
+    kept = [of_reviewer[question_id].choice for of_reviewer in labels.values() for question_id in contest.ids if question_id in of_reviewer]
     labelled = {choice: kept.count(choice) for choice in ("a", "b", "both", "neither")}
-    return {"rater": "people", **summarise(contest, choices_of(labels, contest.ids), {}), "labels": labelled}
+    choices = {reviewer: choices_of(of_reviewer, contest.ids) for reviewer, of_reviewer in labels.items()}
+    between = [
+        {"reviewers": [first, second], **agreement(choices[first], choices[second], contest.clusters)} for first, second in combinations(sorted(choices), 2)
+    ]
+    return {
+        "rater": "people",
+        **summarise(contest, joint_choices(labels, contest.ids), {}),
+        "labels": labelled,
+        "reviewers": sorted(choices),
+        "between": between,
+    }

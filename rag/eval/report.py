@@ -19,9 +19,9 @@ from rag.eval.robustness import Asked, summarise
 from rag.eval.similarity import Embed, add_similarity
 from rag.eval.stats import VERDICT_METRICS, Comparison, Statistics, cluster_of, compute_statistics
 from rag.eval.wording import verdicts
-from understudy.config import Gate
 from understudy.files import write_json, write_text
 from understudy.records import SCHEMA_VERSION, Chunk, Question, Trace
+from understudy.settings.evaluating import Gate
 
 SCORES = "scores.json"
 
@@ -52,7 +52,7 @@ def build_report(
 
     `chunks` holds the corpus that the passages came from, `prices` money per million prompt and completion tokens; `relative` shows a
     path as it is stored; `embed` measures semantic similarity, `entailment` support by NLI; `energy` is by model, `robustness` what was asked
-    under other conditions. `gates` are put to the `candidates`, all but the first by default;
+    under other conditions. `gates` are put to the `candidates`, all but the first by default, of which alone the verdict speaks;
     without gates each of them has to beat the first in the verdict's metrics. `leaks` are questions that take no part, or notable ones
     that do; `notes` what else the reader must know. The same input gives the same bytes.
     """
@@ -70,7 +70,7 @@ def build_report(
     statistics = compute_statistics(rows, [cluster_of(question) for question in questions], resamples, seed)
     baseline, *rivals = rows
     judged = judge(statistics.draws, gates or dict.fromkeys(VERDICT_METRICS, Gate(against=baseline, min_gain=0.0)), candidates or rivals)
-    stated = state_gates(judged) if gates else verdicts(statistics.comparisons, list(rows))
+    stated = state_gates(judged) if gates else verdicts(statistics.comparisons, [baseline, *(candidates or rivals)])
     bootstrap = {
         "resamples": resamples,
         "seed": seed,

@@ -44,11 +44,12 @@ class Review:
     shown: list[int]  # places of questions
     same: int  # questions that are not asked about, since both models say the same
     seed: int
+    reviewer: str = ""
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     def labels(self) -> dict[str, Label]:
-        """The labels given so far."""
-        return labels_of(self.contest.folder, self.contest.a, self.contest.b)
+        """The labels that this reviewer has given so far; another's would not be blind."""
+        return labels_of(self.contest.folder, self.contest.a, self.contest.b).get(self.reviewer, {})
 
     def is_swapped(self, place: int) -> bool:
         """Whether the second model's answer is shown first; drawn by seed and question."""
@@ -62,14 +63,18 @@ class Review:
     def summary(self) -> dict[str, Any]:
         """What was found so far; the command's JSON."""
         waiting = len(self.waiting())
-        return {**summarise_people(self.contest), "asked": len(self.shown), "waiting": waiting, "same": self.same, "seed": self.seed}
+        about = {"asked": len(self.shown), "waiting": waiting, "same": self.same, "seed": self.seed, "reviewer": self.reviewer}
+        return {**summarise_people(self.contest), **about}
 
 
-def draw_review(contest: Contest, pairs: Sequence[tuple[Trace, Trace]], chunks: Mapping[str, Chunk], count: int, seed: int) -> Review:
-    """`count` of the questions that the models answer differently, drawn by seed; more questions of the same seed begin with the same ones."""
+def draw_review(contest: Contest, pairs: Sequence[tuple[Trace, Trace]], chunks: Mapping[str, Chunk], count: int, seed: int, reviewer: str = "") -> Review:
+    """`count` of the questions that the models answer differently, drawn by seed; more questions of the same seed begin with the same ones.
+
+    Every reviewer of a seed sees the same pairs.
+    """
     differing = [place for place, pair in enumerate(pairs) if not says_the_same(pair)]
     drawn = sorted(differing, key=lambda place: digest_of([seed, contest.ids[place]]))
-    return Review(contest, pairs, chunks, drawn[:count], len(pairs) - len(differing), seed)
+    return Review(contest, pairs, chunks, drawn[:count], len(pairs) - len(differing), seed, reviewer)
 
 
 def is_drawn(seed: int, question_id: str) -> bool:
@@ -164,6 +169,7 @@ class _Pages:
                 choice="a" if chosen == pair[0] else "b" if chosen else "both" if fields["choice"] == "both" else "neither",
                 note=fields.get("note", "").strip(),
                 created_at=time.time(),
+                reviewer=review.reviewer,
             )
         except ValidationError:
             return _refusal(400, f"a note may have {LONGEST_NOTE:,} characters")

@@ -78,7 +78,7 @@ class Draws:
 
     def interval(self, name: str, metric: str) -> Interval:
         """A model's metric with its interval."""
-        bounds = (0.0, 1.0) if METRICS[metric].unit == "share" else (-np.inf, np.inf)
+        bounds = (0.0, 1.0 if METRICS[metric].unit == "share" else np.inf)
         return self._precision(metric, self.resampled[name, metric], name).interval(self.points[name, metric], bounds=bounds)
 
     def difference(self, a: str, b: str, metric: str, confidence: float = CONFIDENCE) -> Interval:

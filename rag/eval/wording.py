@@ -14,7 +14,7 @@ def takes_over(comparisons: Sequence[Comparison], name: str) -> bool:
 
 
 def verdicts(comparisons: Sequence[Comparison], names: Sequence[str]) -> list[tuple[str, str]]:
-    """(sentence, yes or no) for every rival."""
+    """(sentence, yes or no) for every name after the first, which is the baseline's."""
     baseline, *rivals = names
     if not rivals:
         return [(f"{baseline} was measured alone; name a second model to compare it with.", "")]

@@ -21,10 +21,11 @@ import httpx2
 
 from serve.fireworks.requests import Kind, Request, address, get
 from serve.fireworks.wire import REMEDIES, Answer, ApiError, Watched, detail_of, target_host
-from understudy.client import CONNECT_SECONDS, LONGEST_MESSAGE, Patience, pause_before, seconds_asked
+from understudy.client import CONNECT_SECONDS, LONGEST_MESSAGE
 from understudy.config import Config
 from understudy.errors import NotFoundError, StorageError, UsageError
 from understudy.files import sync_file, sync_folder
+from understudy.patience import Patience, pause_before, seconds_asked
 from understudy.progress import Progress
 
 PATIENCE = Patience(seconds=60, attempts=8)  # a minute of trouble is waited out

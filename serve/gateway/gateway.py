@@ -30,7 +30,8 @@ from serve.gateway.routing import Route, conversation_of
 from serve.gateway.trials import Trials
 from understudy.client import Model, StepModels
 from understudy.engines import RunningEngine
-from understudy.records import Release, Trace
+from understudy.records import Trace
+from understudy.releases import Release
 from understudy.workspace import Workspace
 
 DRAIN_POLL_SECONDS = 0.05

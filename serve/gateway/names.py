@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import time
@@ -19,13 +20,14 @@ from serve.gateway.errors import Refused, paused, unavailable
 from serve.gateway.observe import Log
 from serve.gateway.routing import ReleaseBook
 from serve.prove import MERGED_PROOF, PROOF
-from understudy.adapters import CONFIG, WEIGHTS, manifests, verify_adapter
+from serve.repeat import Repeated
+from understudy.adapters import CONFIG, WEIGHTS, AdapterManifest, manifests, verify_adapter
 from understudy.client import Model, StepModels, engine_model, remote_model, served_model
 from understudy.config import Config
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, NotFoundError, UnderstudyError
 from understudy.files import read_json
-from understudy.records import ENGINE, AdapterManifest, Release
+from understudy.releases import ENGINE, Release
 from understudy.workspace import Workspace
 
 FRESH_SECONDS = 1.0  # for which what is served is not looked up again
@@ -33,6 +35,7 @@ STALE_SECONDS = 10.0  # after which nothing is answered from it
 LISTING_SECONDS = 5.0
 
 Listing = Mapping[str, tuple[str, str]]  # what the engine says it serves: name → (folder, base)
+Registry = frozenset[tuple[str, int]]  # the adapters' manifests and proofs, each with when it was written
 
 
 @dataclass(frozen=True)
@@ -162,14 +165,16 @@ class Catalogue:
             raise Refused(503, "remote_without_key", f"the gateway has no key for {name}") from error
 
 
-def read_catalogue(workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, is_paused: bool = False) -> Catalogue:
+def read_catalogue(
+    workspace: Workspace, engine: RunningEngine | None, listing: Listing, releases: ReleaseBook, repeated: Repeated, is_paused: bool = False
+) -> Catalogue:
     """What the engine serves of the registry, each adapter with what keeps it from traffic."""
     adapters = []
     for manifest, folder in manifests(workspace):
         if engine is None:  # known, so that their names are not called unknown while it is away
             adapters.append(ServedAdapter(manifest, None))
         elif manifest.served_name == engine.merged or (manifest.served_base_digest == engine.base_digest and not engine.merged):
-            fault = find_fault(manifest, folder, engine, listing)
+            fault = find_fault(manifest, folder, engine, listing) or repeated.fault(engine, manifest.served_name, proof_file(folder, engine))
             model = None if fault else served_model(engine, manifest.served_name, manifest.served_name)
             adapters.append(ServedAdapter(manifest, model, fault))
     return Catalogue(engine, adapters, workspace.config, releases, is_paused)
@@ -186,22 +191,28 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
         return "the engine loaded something else under its name; restart `understudy serve`"
     if not _is_intact(folder, _stamp(folder)):
         return "its files are not those of its digest"
-    proof = _read_proof(folder / (MERGED_PROOF if engine.merged else PROOF))
+    proof = _read_proof(proof_file(folder, engine))
     about = {"precision": "bfloat16", **proof.get("engine", {})}
     if proof.get("digest") != manifest.digest or (about.get("base_digest"), about["precision"]) != (engine.base_digest, engine.precision):
         return f"it is not proven; run `understudy prove {name}`"
     return "" if proof.get("passed") is True else "its proof failed"
 
 
+def proof_file(folder: Path, engine: RunningEngine) -> Path:
+    """The proof of an adapter that is about the way in which this engine serves it."""
+    return folder / (MERGED_PROOF if engine.merged else PROOF)
+
+
 class Names:
-    """The catalogue in force, made anew at most once a second, in a thread and with a look at the engine's own list."""
+    """The catalogue in force, made in a thread and with a look at the engine's own list: at most once a second while the registry is the same."""
 
     def __init__(self, workspace: Workspace, http: aiohttp.ClientSession, log: Log) -> None:
         self._workspace, self._http, self._log = workspace, http, log
-        self.releases = ReleaseBook(workspace)
+        self.releases, self._repeated = ReleaseBook(workspace), Repeated(log)
         self.engine: RunningEngine | None = None  # set by what starts and restarts it
         self.is_paused = False  # why there is none
         self._made: tuple[float, RunningEngine | None, Catalogue] | None = None
+        self._registry: Registry = frozenset()  # as it was when the catalogue was made
         self._making = asyncio.Lock()
         self._refreshing: asyncio.Task[Catalogue] | None = None
 
@@ -214,11 +225,12 @@ class Names:
         return self._made[2]
 
     async def fresh(self) -> Catalogue:
-        """What can be named now."""
+        """What can be named now: what is refused by it was not proven a moment ago either."""
         async with self._making:
-            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS:
+            registry = await asyncio.to_thread(read_registry, self._workspace)
+            if self._made is None or self._made[1] is not self.engine or self._age > FRESH_SECONDS or registry != self._registry:
                 engine = self.engine
-                self._made = (time.monotonic(), engine, await self._make(engine))
+                self._made, self._registry = (time.monotonic(), engine, await self._make(engine)), registry
             return self._made[2]
 
     async def _make(self, engine: RunningEngine | None) -> Catalogue:
@@ -226,9 +238,10 @@ class Names:
         before = self._made[2] if self._made and self._made[1] is engine else None
         try:
             listing = await self._listing(engine) if engine else None
-            return await asyncio.to_thread(read_catalogue, self._workspace, engine if listing else None, listing or {}, self.releases, self.is_paused)
+            named = (self._workspace, engine if listing else None, listing or {}, self.releases, self._repeated, self.is_paused)
+            return await asyncio.to_thread(read_catalogue, *named)
         except TimeoutError:
-            return before or read_catalogue(self._workspace, None, {}, self.releases)
+            return before or read_catalogue(self._workspace, None, {}, self.releases, self._repeated)
         except AdapterError as error:
             if before is None:
                 raise
@@ -262,6 +275,16 @@ class Names:
             raise
         except (aiohttp.ClientError, OSError, KeyError, TypeError, ValueError):
             return None
+
+
+def read_registry(workspace: Workspace) -> Registry:
+    """Changes with every adapter and every proof."""
+    found = set()
+    for file in workspace.adapters.glob("*/*/*.json"):
+        if file.name in ("manifest.json", PROOF, MERGED_PROOF):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((str(file), file.stat().st_mtime_ns))
+    return frozenset(found)
 
 
 def _read_proof(file: Path) -> dict[str, Any]:

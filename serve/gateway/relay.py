@@ -17,7 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.gateway.call import GONE, Call
 from serve.gateway.errors import Refused, broken_off, too_slow, unavailable
-from understudy.client import NO_KEY, Model, seconds_asked
+from understudy.client import NO_KEY, Model
+from understudy.patience import seconds_asked
 
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 2**16

@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass
 
 from serve.gateway.requests import ChatRequest
-from understudy.records import Release
-from understudy.releases import ALIAS, DECISIONS, Canary, Standing, aliases, read_release, standing
+from understudy.releases import ALIAS, DECISIONS, Canary, Release, Standing, aliases, read_release, standing
 from understudy.workspace import Workspace
 
 

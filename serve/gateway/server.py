@@ -16,8 +16,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve.keys import keys_file, read_keys
-from understudy.config import Gateway
 from understudy.errors import EngineError, NotFoundError, UsageError
+from understudy.settings.serving import Gateway
 from understudy.workspace import Workspace
 
 BACKLOG = 2048

@@ -7,8 +7,7 @@ import time
 from serve.release.evidence import missing_evidence
 from understudy.adapters import find_adapter
 from understudy.errors import GateFailed, UsageError
-from understudy.records import Release
-from understudy.releases import Canary, Decision, Standing, decide, find_release, is_alias, on_trial, promoted, releases_of, standing
+from understudy.releases import Canary, Decision, Release, Standing, decide, find_release, is_alias, on_trial, promoted, releases_of, standing
 from understudy.workspace import Workspace
 
 

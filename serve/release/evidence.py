@@ -10,11 +10,10 @@ from rag.generations import live_generation
 from rag.prompts import PROMPT_VERSION
 from serve.prove import PROOF
 from understudy.adapters import find_adapter
-from understudy.config import Gate
 from understudy.errors import NotFoundError, UnderstudyError
 from understudy.files import read_json
-from understudy.records import ENGINE, Release
-from understudy.releases import read_release, standing
+from understudy.releases import ENGINE, Release, read_release, standing
+from understudy.settings.evaluating import Gate
 from understudy.workspace import Workspace
 
 

@@ -18,10 +18,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from serve.release.sequential import MeanAbove
-from understudy.config import Releases
 from understudy.digests import digest_of
 from understudy.records import Record, Trace
 from understudy.releases import Canary
+from understudy.settings.serving import Releases
 from understudy.workspace import Workspace
 
 LONGEST_BLOCK = 256  # answers that wait for one of the other release

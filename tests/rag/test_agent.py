@@ -16,9 +16,9 @@ from rag.retrieve import Retriever
 from rag.validation import ANSWERABLE_SIGNALS, Calibration, Logistic
 from tests.scripted import HASTY, Endpoint, drip, endless, scripted
 from understudy.client import ModelClient
-from understudy.config import Agent
 from understudy.digests import digest_of
 from understudy.records import Trace
+from understudy.settings.answers import Agent
 
 QUESTION = "When is the kiln fired?"
 RIGHT = {"plan": "kiln firing", "answer": "Quote: fired on Tuesdays at seven\nAnswer: On Tuesdays at seven.", "validate": "1"}

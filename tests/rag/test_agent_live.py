@@ -12,8 +12,8 @@ from rag.retrieve import Retriever
 from tests.conftest import Served
 from understudy.client import ModelClient, engine_model
 from understudy.completions import Completion
-from understudy.config import Agent
 from understudy.records import Message
+from understudy.settings.answers import Agent
 
 pytestmark = pytest.mark.engine
 

@@ -20,8 +20,8 @@ from tests.rag.test_agent import QUESTION, RIGHT, ask, fixed_calibration, tools_
 from tests.scripted import HASTY, Endpoint, cut_off, scripted, status
 from understudy.client import ModelClient
 from understudy.completions import Completion
-from understudy.config import Agent
 from understudy.records import Trace, Usage
+from understudy.settings.answers import Agent
 
 KEY = "sk-teacher-0123456789"
 

@@ -16,8 +16,8 @@ from rag.events import AnswerText, Event, StepDone
 from rag.retrieve import Retriever
 from tests.rag.test_agent import QUESTION, RIGHT, tools_of
 from tests.scripted import Endpoint, drip, status
-from understudy.config import Cache
 from understudy.records import Trace
+from understudy.settings.answers import Cache
 from understudy.workspace import Workspace
 
 FOLLOW_UP = "And at what time?"

@@ -21,9 +21,9 @@ from tests.rag.test_agent import Endpoint
 from understudy.client import ModelClient
 from understudy.commands import Outcome, answers, caching, setting_up
 from understudy.commands.wiring import cache_scope
-from understudy.config import Agent, Cache
 from understudy.errors import NotFoundError
 from understudy.records import Passage, Step, Trace
+from understudy.settings.answers import Agent, Cache
 from understudy.workspace import Workspace
 
 QUESTION, ANSWER = "When is the kiln fired?", "On Tuesdays at seven."

@@ -13,8 +13,8 @@ from rag.cache_calibrate import Measured, Pair, calibrate, read_pairs, wilson
 from rag.cache_decision import DEFAULT, believe, features, fit_parameters, prior_probability, read_parameters, write_parameters
 from rag.cache_guard import compare
 from rag.cache_index import EXACT_BELOW, VectorIndex
+from understudy.cache_records import CacheObservation
 from understudy.errors import UsageError
-from understudy.records import CacheObservation
 
 PAIRS = Path(__file__).parents[2] / "samples" / "cache-pairs"
 

@@ -19,10 +19,10 @@ from rag.metadata import Metadata, from_arguments, moment
 from rag.parse import VERSION
 from rag.watch import gone_from
 from tests.conftest import EMBEDDER, MODELS
+from understudy.adapters import AdapterManifest
 from understudy.cli import main
 from understudy.errors import NotFoundError, UsageError
 from understudy.progress import show_progress
-from understudy.records import AdapterManifest
 from understudy.workspace import Workspace, create_workspace
 
 Take = Callable[..., Intake]

@@ -15,9 +15,9 @@ from rag.ingest import ingest, remove_documents
 from rag.load import join_pages, load_document
 from rag.retrieve import open_retriever
 from tests.conftest import SAMPLE
-from understudy.config import Ingest
 from understudy.errors import DocumentError, NotFoundError, StorageError
 from understudy.progress import show_progress
+from understudy.settings.corpus import Ingest
 from understudy.workspace import Workspace
 
 PDF = SAMPLE / "pdf" / "13-public-sector.pdf"

@@ -14,8 +14,8 @@ import pytest
 
 from rag.parsers import Child, Parsers
 from tests.rag.pdfs import Pdf, Text, billion_laughs, decompression_bomb, five_thousand_pages
-from understudy.config import Ingest
 from understudy.errors import DocumentError
+from understudy.settings.corpus import Ingest
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from rag.redaction import redactor_of
 from rag.traces import keep_trace
-from understudy.config import Redaction, load_config
+from understudy.config import load_config
 from understudy.errors import UsageError
 from understudy.records import Chunk, Document, Message, Step, Trace
+from understudy.settings.answers import Redaction
 from understudy.workspace import create_workspace
 
 BOTH = redactor_of(Redaction(email=True, phone=True))

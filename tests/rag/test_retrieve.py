@@ -20,10 +20,10 @@ from rag.reindex import Reindexed, make_chunker, reindex
 from rag.retrieve import Retriever, open_retriever, warm
 from tests.conftest import MODELS, SAMPLE
 from tests.rag.conftest import FOLDER, configured, loaded
-from understudy.config import Retrieval
 from understudy.errors import NotFoundError, StorageError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Passage
+from understudy.settings.corpus import Retrieval
 from understudy.workspace import Workspace, create_workspace
 
 Put = Callable[..., Reindexed]

@@ -23,7 +23,8 @@ from rag.prompts import ABSTENTION
 from rag.question_writing import Unusable, read_question
 from rag.recorded import Budget, BudgetReached, CallLog, RecordedClient
 from rag.retrieve import Retriever, open_retriever
-from rag.simulate import KnownQuestions, Plan, simulate, spread, visits_of
+from rag.same_questions import KnownQuestions
+from rag.simulate import Plan, simulate, spread, visits_of
 from tests.conftest import workspace_of_notes
 from train.ledger import is_teaching, verify_traces
 from understudy.client import Model

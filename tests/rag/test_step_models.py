@@ -14,8 +14,8 @@ from rag.retrieve import Retriever
 from tests.rag.test_agent import QUESTION, RIGHT
 from tests.scripted import HASTY, Endpoint, scripted
 from understudy.client import ModelClient
-from understudy.config import Agent
 from understudy.records import StepName, Trace
+from understudy.settings.answers import Agent
 
 
 @pytest.fixture

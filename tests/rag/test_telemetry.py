@@ -18,8 +18,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from rag.telemetry import _processor, send_trace, traces_url
 from rag.traces import keep_trace
-from understudy.config import Telemetry
 from understudy.records import Message, Step, Trace, Usage
+from understudy.settings.answers import Telemetry
 from understudy.workspace import create_workspace
 
 TRACE_ID = "0123456789abcdef0123456789abcdef"

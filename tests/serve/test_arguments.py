@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serve.arguments import NF4_PLUGIN, EngineSpec, ServedAdapter, build_command, build_environment, find_faults
-from understudy.config import Serve
 from understudy.errors import EngineError, UsageError
+from understudy.settings.serving import Serve
 
 
 def make_spec(**changes: Any) -> EngineSpec:

@@ -19,12 +19,12 @@ from serve.speculate import Verdict, compare, decide_speculation
 from serve.tune import GRID, descend, is_better, tune
 from tests.scripted import Endpoint, status
 from tests.serve.test_arguments import make_spec
-from understudy.config import Serve
 from understudy.engines import RunningEngine
 from understudy.errors import AdapterError, EngineError
 from understudy.files import write_json
 from understudy.progress import show_progress
 from understudy.records import Message
+from understudy.settings.serving import Serve
 from understudy.workspace import Workspace, create_workspace
 
 PROMPTS = [[Message(role="user", content=f"What is {number}?")] for number in range(6)]

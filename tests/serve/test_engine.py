@@ -24,12 +24,12 @@ from serve.engine import registered_adapters, served_base, start_engine, with_cl
 from serve.supervise import Engine, died, find_cause, free_port, spawn, wait_until_healthy
 from tests.serve.test_arguments import make_spec, option
 from tests.understudy.test_chat import CHATML, HYBRID, R1, make_tokenizer
+from understudy.adapters import AdapterManifest
 from understudy.chat import closed_template, template_digest
 from understudy.config import Config
 from understudy.digests import digest_of
 from understudy.errors import AdapterError, EngineError, NotFoundError
 from understudy.files import write_json
-from understudy.records import AdapterManifest
 from understudy.workspace import Workspace
 
 # ---- the chat template

@@ -12,12 +12,11 @@ import pytest
 from tests.scripted import Endpoint, scripted, status
 from tests.serve.doors import BASE, TURNS, ask, engine_of, through
 from tests.serve.test_gateway import error_of
-from understudy.adapters import adapter_digest
+from understudy.adapters import AdapterManifest, adapter_digest
 from understudy.commands.wiring import resolve
-from understudy.config import Endpoint as Remote
 from understudy.errors import NotFoundError, UsageError
 from understudy.files import write_json
-from understudy.records import AdapterManifest
+from understudy.settings.serving import Endpoint as Remote
 from understudy.workspace import Workspace
 
 
@@ -76,6 +75,38 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
         assert name in error_of(answers[name])["message"]
     assert "other" not in answers[named["foreign"]].text
     assert [body["model"] for body in endpoint.bodies] == [right, right, right, newer]
+
+
+def test_a_proof_counts_from_the_moment_it_is_there(workspace: Workspace, endpoint: Endpoint) -> None:
+    name = register(workspace, "right", endpoint, None, [])
+    folder = Path(endpoint.listed[name][0])
+
+    async def use(client: httpx.AsyncClient) -> list[int]:
+        asked = [await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS})]
+        write_json(folder / "proof.json", {"digest": folder.name, "passed": True, "engine": {"base_digest": "d" * 64}})
+        return [answer.status_code for answer in [*asked, await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS})]]
+
+    assert through(workspace, engine_of(endpoint), use) == [404, 200]
+
+
+def test_an_engine_that_came_up_since_must_repeat_the_proof(workspace: Workspace, endpoint: Endpoint) -> None:
+    sample = {"ids": [7, 8, 9], "completion": 1, "adapter": [-0.1, -0.2], "base": [-3.0, -4.0]}
+    name = register(workspace, "right", endpoint, {"measured": {"sample": sample}}, [])
+
+    def scoring(first: float, second: float) -> Any:
+        entries = [None, {"8": {"logprob": first}}, {"9": {"logprob": second}}]
+        return lambda handler: handler.send(200, {"choices": [{"prompt_logprobs": entries}]})
+
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post("/v1/chat/completions", json={"model": name, "messages": TURNS}) for _ in range(2)]
+
+    for figures, seen in (((-2.9, -4.2), 404), ((-0.2, -0.1), 200)):
+        endpoint.bodies, endpoint.faults = [], [scoring(*figures)]
+        answers = through(workspace, engine_of(endpoint), use)
+        assert [answer.status_code for answer in answers] == [seen, seen]
+        assert endpoint.bodies[0]["prompt"] == [7, 8, 9] and len(endpoint.bodies) == (1 if seen == 404 else 3)  # asked once an engine
+        assert seen == 200 or "does not repeat its proof" in error_of(answers[0])["message"]
+    assert "proof_not_repeated" in (workspace.logs / "gateway.jsonl").read_text()
 
 
 def test_a_merged_adapter_is_all_there_is_once_it_is_proven_so(workspace: Workspace, endpoint: Endpoint) -> None:

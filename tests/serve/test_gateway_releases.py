@@ -20,8 +20,8 @@ from tests.scripted import Endpoint, scripted, status
 from tests.serve.doors import TURNS, engine_of, opened
 from tests.serve.test_gateway import error_of
 from tests.serve.test_gateway_names import register
-from understudy.records import Release, Trace
-from understudy.releases import Canary, add_release, decide, decisions, on_trial, promoted, rolled_back, standing
+from understudy.records import Trace
+from understudy.releases import Canary, Release, add_release, decide, decisions, on_trial, promoted, rolled_back, standing
 from understudy.workspace import Workspace, open_workspace
 
 ALIAS = "eu-act"

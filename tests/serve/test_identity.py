@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.identity import check_files
-from understudy.adapters import adapter_digest, verify_adapter
+from understudy.adapters import AdapterManifest, adapter_digest, verify_adapter
 from understudy.errors import NotFoundError
 from understudy.files import read_json, write_json
 from understudy.models import find_weights
-from understudy.records import AdapterManifest
 from understudy.workspace import create_workspace
 
 

@@ -19,8 +19,8 @@ from serve.supervise import free_port
 from tests.scripted import scripted
 from tests.serve.doors import TURNS, ask, engine_of, on_socket, through
 from understudy.cli import main
-from understudy.config import Gateway
 from understudy.errors import EngineError, NotFoundError, StorageError, UsageError
+from understudy.settings.serving import Gateway
 from understudy.workspace import Workspace, create_workspace
 
 

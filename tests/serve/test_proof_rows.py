@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.prompts import ABSTENTION
-from serve.proof_rows import Row, choose_scored, choose_spread, read_rows
+from rag.prompts import ABSTENTION, example_messages
+from serve.proof_rows import Row, choose_scored, choose_spread, read_rows, steps_shown
+from understudy.adapters import AdapterManifest
 from understudy.errors import NotFoundError
 from understudy.files import write_json, write_jsonl
 from understudy.records import Example, Message
@@ -57,6 +58,26 @@ def test_rows_are_rendered_from_the_dataset_and_counted_once(tmp_path: Path) -> 
     write_json(tmp_path / "passages.json", {"c": "It was me."})
     [only] = read_rows(tmp_path, "a@1")
     assert "It was me." in only.messages[-1].content and only.target == "Answer: me"
+
+
+def test_an_adapter_is_proven_on_rows_of_a_step_that_it_learnt(tmp_path: Path) -> None:
+    shared = {"question": "Who?", "passage_ids": ["c"], "split": "train", "kind": "any", "trace_id": "t", "group_ids": []}
+    targets = {"plan": "who", "answer": "Answer: me", "validate": "1"}
+    examples = [Example.model_validate(shared | {"task": task, "target": target, "proposal": "me"}) for task, target in targets.items()]
+    write_jsonl(tmp_path / "examples.jsonl", [each.model_dump() for each in examples])
+    write_json(tmp_path / "passages.json", {"c": "It was me."})
+    for example in examples:
+        [only] = read_rows(tmp_path, "a@1", frozenset([example.task]))
+        assert only == Row(example_messages(example, {"c": "It was me."}), example.target, "train")
+    with pytest.raises(NotFoundError, match="has no chat rows"):
+        read_rows(tmp_path, "a@1", frozenset(["chat"]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps"), [({}, {"answer"}), ({"steps": ["plan", "answer"]}, {"answer"}), ({"steps": ["validate", "plan"]}, {"validate", "plan"})]
+)
+def test_what_an_adapter_learnt_decides_its_rows(recipe: dict[str, object], steps: set[str]) -> None:
+    assert steps_shown(AdapterManifest.model_construct(recipe=recipe)) == steps
 
 
 def test_an_imported_conversation_is_proven_as_it_is(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from serve.matrix import MATRIX, measure_matrix
 from serve.measured import trial_engine
 from serve.merge import merged_spec
 from serve.prove import MERGED_PROOF, PROOF, prove
+from serve.repeat import ask_again
 from tests.conftest import Served
 from train.exchange import export_adapter
 from understudy.adapters import WEIGHTS, adapter_digest, find_adapter
@@ -78,6 +79,9 @@ def test_the_trained_adapter_is_proven(running: RunningEngine, trained_workspace
     assert result == read_json(folder / PROOF)
     assert (result["passed"], result["adapter"], result["digest"]) == (True, manifest.served_name, manifest.digest)
     assert result["measured"]["rows"] == 16
+    sample = result["measured"]["sample"]
+    assert ask_again(running, result["adapter"], sample) == ""  # a served adapter repeats its own proof, and no other's
+    assert "does not repeat" in ask_again(running, running.base, sample)
 
 
 def test_an_adapter_of_zeros_is_not_proven(running: RunningEngine, trained_workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,13 @@ from tests.scripted import Endpoint
 from tests.serve.test_gateway_names import register
 from understudy.cli import main
 from understudy.commands.evaluating import resolved_gates
-from understudy.config import Gate
 from understudy.cycle_stages import Turn
 from understudy.cycles import Cycle, Done, Seen
 from understudy.cycles import Line as StageLine
 from understudy.files import write_json
 from understudy.progress import show_progress
-from understudy.records import Release
-from understudy.releases import add_release, decide, decisions, standing
+from understudy.releases import Release, add_release, decide, decisions, standing
+from understudy.settings.evaluating import Gate
 from understudy.workspace import Workspace, open_workspace
 
 ALIAS, GATES = "eu-act", "evaluate.gates={token_f1: {against: live, max_loss: 0.02}}"

@@ -17,8 +17,8 @@ from understudy.adapters import find_adapter
 from understudy.cli import main
 from understudy.commands.wiring import resolve_steps, tools_for
 from understudy.files import write_json
-from understudy.records import Release, Trace
-from understudy.releases import add_release
+from understudy.records import Trace
+from understudy.releases import Release, add_release
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from serve.release.sequential import MeanAbove
 from serve.release.trial import Line, Observation, Trial, keep_line, observe, read_trial
-from understudy.config import Releases
 from understudy.records import Step, Trace
+from understudy.settings.serving import Releases
 
 SETTINGS = Releases()
 RNG = np.random.default_rng(11)

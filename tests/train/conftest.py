@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rag.prompts import ABSTENTION, ANSWER_TASK, PLAN_TASK, PROMPT_VERSION, VALIDATE_TASK, answer_target, proposal_text, score_target
 from train.attention import attend_by_branch
 from train.fused import fuse_layers
+from train.head import target_logprobs_of
 from train.methods import Sample, prepare
 from train.recipe import Recipe
+from train.trie import TrieBatch, source_states
 from understudy.digests import digest_of
 from understudy.files import write_json, write_jsonl
 from understudy.records import Example
@@ -25,6 +27,12 @@ TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+
+
+def target_logprobs(model: PreTrainedModel, batch: TrieBatch) -> torch.Tensor:
+    """Log-probabilities [targets] (float32) of the batch's targets; the head runs on the positions that need it."""
+    hidden = source_states(model, batch)
+    return target_logprobs_of(model.get_output_embeddings(), hidden, batch.targets.to(hidden.device))
 
 
 @pytest.fixture(scope="session")

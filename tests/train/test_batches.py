@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from rag.prompts import example_messages
 from train.batches import Batcher
-from train.dataset import render
 from train.recipe import Recipe
 from train.trie import Row, distinct_tokens
 from understudy.chat import encode_example
@@ -37,7 +37,7 @@ def test_every_row_is_dealt_once_an_epoch_within_the_budget(
 ) -> None:
     rows = examples[:count]
     batches = Batcher(rows, passages, tokenizer, Recipe(tokens_per_batch=budget)).epoch(seed, epoch)
-    wanted = Counter(asked(tokenizer, Row(encode_example(tokenizer, render(e, passages), e.target))) for e in rows)
+    wanted = Counter(asked(tokenizer, Row(encode_example(tokenizer, example_messages(e, passages), e.target))) for e in rows)
     assert Counter(asked(tokenizer, row) for batch in batches for row in batch) == wanted
     assert all(distinct_tokens(batch) <= budget or len(batch) == 1 for batch in batches)
 
@@ -65,7 +65,7 @@ def test_rows_of_one_set_share_an_order_that_changes_by_epoch(examples: list[Exa
 
 def test_validation_shows_passages_in_the_order_of_inference(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [row for batch in Batcher(examples, passages, tokenizer, Recipe()).canonical() for row in batch]
-    wanted = Counter(tuple(encode_example(tokenizer, render(e, passages), e.target).ids) for e in examples)
+    wanted = Counter(tuple(encode_example(tokenizer, example_messages(e, passages), e.target).ids) for e in examples)
     assert Counter(tuple(row.encoded.ids) for row in rows) == wanted
 
 
@@ -75,7 +75,7 @@ def test_weights_are_the_recipes_and_only_answers_have_a_decision(
     recipe = Recipe(decision_weight=7.0, plan_weight=0.25, validate_weight=3.0)
     wanted: Counter[tuple[str, float, float | None]] = Counter()
     for example in examples:
-        alone = Row(encode_example(tokenizer, render(example, passages), example.target))
+        alone = Row(encode_example(tokenizer, example_messages(example, passages), example.target))
         weight = {"plan": 0.25, "answer": 1.0, "validate": 3.0}[example.task] * example.weight
         wanted[(asked(tokenizer, alone), weight, 7.0 * example.weight if example.task == "answer" else None)] += 1
     rows = [row for batch in Batcher(examples, passages, tokenizer, recipe).epoch(0, 0) for row in batch]
@@ -83,7 +83,7 @@ def test_weights_are_the_recipes_and_only_answers_have_a_decision(
 
 
 def test_longer_rows_are_left_out_and_counted(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> None:
-    lengths = sorted(len(encode_example(tokenizer, render(e, passages), e.target).ids) for e in examples)
+    lengths = sorted(len(encode_example(tokenizer, example_messages(e, passages), e.target).ids) for e in examples)
     limit = lengths[len(lengths) // 2]
     batcher = Batcher(examples, passages, tokenizer, Recipe(max_length=limit))
     kept = [row for batch in batcher.canonical() for row in batch]

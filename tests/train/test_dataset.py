@@ -14,9 +14,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rag.eval.questions import read_questions
-from rag.prompts import ABSTENTION
+from rag.prompts import ABSTENTION, example_messages
 from train.batches import Batcher
-from train.dataset import build_dataset, find_dataset, newest_dataset, read_dataset, read_ledger, render, rows_to_learn
+from train.dataset import build_dataset, find_dataset, newest_dataset, read_dataset, read_ledger, rows_to_learn
 from train.examples import draw_passages
 from train.lint_folder import lint
 from train.recipe import Recipe
@@ -164,7 +164,7 @@ def test_rows_and_rejections_are_shown_a_page_at_a_time(workspace: Workspace, ca
     assert [row["trace_id"] for row in only["rows"]] == ["odd"]
     whole = dataset_show(run(workspace, "dataset", "show", "--row", "2"))
     examples, passages, _ = read_dataset(newest_dataset(workspace))
-    assert whole.result["messages"][:-1] == [message.model_dump() for message in render(examples[1], passages)]
+    assert whole.result["messages"][:-1] == [message.model_dump() for message in example_messages(examples[1], passages)]
     assert main(["--workspace", str(workspace.root), "dataset", "show", "--row", "99999"]) == 1
     assert main(["--workspace", str(workspace.root), "dataset", "show", "--contains", "And this one"]) == 0
     assert "states a number that its quotes do not (99): And this one?" in capsys.readouterr().out

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.train.conftest import target_logprobs
 from train.attention import Branch, attend_by_branch, dense_mask
 from train.methods import METHODS, add_sparse, prepare, rooted, rooted_mask, save_method, serving_warning
 from train.recipe import MethodName, Recipe
-from train.trie import Row, TrieBatch, merge_tries, target_logprobs, weighted_loss
+from train.trie import Row, TrieBatch, merge_tries, weighted_loss
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
 from understudy.files import read_json

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rag.prompts import example_messages
 from train.batches import Batcher
-from train.dataset import render
 from train.preflight import CONTEXT, LEARNT, RESET, check_disk, check_layers, check_leaks, check_rows, describe_memory, describe_rows, sample_of, shown_row
 from train.recipe import Recipe
 from understudy.chat import render_prompt
@@ -109,7 +109,7 @@ def test_the_marked_part_is_the_completion_with_its_end_of_turn(
     examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast, task: str
 ) -> None:
     example = next(example for example in examples if example.task == task)
-    prompt = render_prompt(tokenizer, render(example, passages))
+    prompt = render_prompt(tokenizer, example_messages(example, passages))
     assert shown_row(tokenizer, example, passages, in_colour=True)[1] == f"{CONTEXT}{prompt}{RESET}{LEARNT}{example.target}<|end|>{RESET}"
     assert shown_row(tokenizer, example, passages, in_colour=False)[1] == f"{prompt}«{example.target}<|end|>»"
 

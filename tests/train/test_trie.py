@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import MODELS
+from tests.train.conftest import target_logprobs
 from train.attention import QUERY_BLOCK, ancestry, attend_by_branch, dense_mask, flex_mask, plan_blocks
 from train.batches import Batcher
 from train.fused import fuse_layers
 from train.methods import prepare
 from train.recipe import Recipe
-from train.trie import Row, TrieBatch, backbone, check_architecture, distinct_tokens, merge_tries, target_logprobs, weighted_loss
+from train.trie import Row, TrieBatch, backbone, check_architecture, distinct_tokens, merge_tries, weighted_loss
 from understudy.chat import Encoded
 from understudy.errors import TrainingError
 from understudy.records import Example

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rag.prompts import example_messages
 from tests.conftest import BASE
-from train.dataset import epoch_zero, newest_dataset, read_dataset, render
+from train.dataset import epoch_zero, newest_dataset, read_dataset
 from understudy.chat import encode_example
 from understudy.workspace import Workspace
 
@@ -31,7 +32,7 @@ def test_trl_trains_on_the_rows_unchanged(trained_workspace: Workspace, tmp_path
     examples, passages, _ = read_dataset(folder)
     shown = [epoch_zero(example, 0) for example in examples if example.split == "train"]
     for row, example in zip(trainer.train_dataset, shown[:ROWS], strict=True):
-        ours = encode_example(tokenizer, render(example, passages), example.target).ids
+        ours = encode_example(tokenizer, example_messages(example, passages), example.target).ids
         assert row["input_ids"][: len(ours)] == ours
         assert tokenizer.decode(row["input_ids"][len(ours) :]).strip() == ""  # the template's line break after the end of turn
     assert math.isfinite(trainer.train().training_loss)

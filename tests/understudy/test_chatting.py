@@ -21,11 +21,11 @@ from rag.events import AnswerText, Done, Event
 from rag.retrieve import open_retriever
 from tests.scripted import HASTY, Endpoint, drip, scripted
 from understudy.client import ModelClient
-from understudy.commands import inert_json, printable
 from understudy.commands.answers import AnswerPrinter, answer_json, answer_lines
 from understudy.commands.chatting import Session
-from understudy.config import Agent
 from understudy.records import Citation, Trace
+from understudy.settings.answers import Agent
+from understudy.terminal import inert_json, printable
 from understudy.workspace import Workspace
 
 ANSWERS = {

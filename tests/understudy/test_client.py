@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.scripted import HASTY, Endpoint, Handler, cut_off, drip, reset, scripted, status
-from understudy.client import ModelClient, Patience, pause_before, seconds_asked
+from understudy.client import ModelClient
 from understudy.completions import Completion, Draft, answer_start
 from understudy.errors import EndpointError
+from understudy.patience import Patience, pause_before, seconds_asked
 from understudy.records import Message
 
 ASKED = [Message(role="user", content="Why?")]

@@ -26,8 +26,7 @@ from understudy.cycles import Cycle, Done, Seen, cycles, new_cycle
 from understudy.errors import StorageError, UsageError
 from understudy.files import locked, read_json, write_jsonl
 from understudy.progress import show_progress
-from understudy.records import Release
-from understudy.releases import add_release, decide, promoted, standing
+from understudy.releases import Release, add_release, decide, promoted, standing
 from understudy.workspace import Workspace, create_workspace, open_workspace
 
 SETTINGS = """models: {base: tiny}

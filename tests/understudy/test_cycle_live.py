@@ -17,8 +17,7 @@ from understudy.cycle_stages import Turn
 from understudy.cycles import Cycle, Seen, cycles
 from understudy.files import write_jsonl
 from understudy.progress import show_progress
-from understudy.records import Release
-from understudy.releases import add_release, decide, promoted, rolled_back, standing
+from understudy.releases import Release, add_release, decide, promoted, rolled_back, standing
 from understudy.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.engine, pytest.mark.training, pytest.mark.timeout(600), pytest.mark.usefixtures("engine_session")]

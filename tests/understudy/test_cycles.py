@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy.cli import main
 from understudy.cycles import STAGES, Cycle, Done, Seen, Stage, cycles, frozen_set, last_seen, new_cycle, run_stages
 from understudy.errors import NotFoundError, StorageError, UsageError
 from understudy.files import locked
@@ -56,6 +57,26 @@ def test_a_verdict_ends_a_cycle_and_a_first_line_cut_off_is_no_cycle(workspace: 
     (workspace.cycles / "0001" / STAGES).write_bytes(b"{}\n")
     with pytest.raises(StorageError, match="none of its own"):
         cycles(workspace)
+
+
+def test_past_and_unfinished_cycles_are_listed(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = {"tenant": "default", "alias": "notes"}
+    listed = ["--workspace", str(workspace.root), "cycle", "ls"]
+    assert main(listed) == 0 and capsys.readouterr().out == "no cycle has begun\n"
+    run_stages(new_cycle(workspace, begun), counting([], {"two": Done(verdict="refused", reason="worse \x1b[2J")}), lambda _: None)
+    run_stages(new_cycle(workspace, begun), counting([], {}), lambda _: None).enter("left", Done(verdict="abandoned"), 0.0)
+    new_cycle(workspace, {**begun, "tenant": "other"})
+    new_cycle(workspace, begun)
+    assert main([*listed, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["cycles"]
+    assert [(row["cycle"], row["stage"], row["verdict"]) for row in rows] == [
+        ("0001", "two", "refused"),
+        ("0002", "three", "abandoned"),
+        ("0004", "begin", None),
+    ]
+    assert main(listed) == 0
+    shown = capsys.readouterr().out
+    assert "refused: worse" in shown and "\x1b" not in shown and "has not ended" in shown
 
 
 def test_what_was_seen_counts_once_its_cycle_has_ended(workspace: Workspace) -> None:

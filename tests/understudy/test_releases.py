@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import NotFoundError, StorageError, UsageError
-from understudy.records import ENGINE, Release
 from understudy.releases import (
     DECISIONS,
+    ENGINE,
     Canary,
+    Release,
     Standing,
     add_release,
     aliases,

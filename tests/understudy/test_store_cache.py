@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from understudy.cache_records import CacheEntry, CacheObservation, CacheTotals
 from understudy.digests import digest_of
-from understudy.records import CacheEntry, CacheObservation, CacheTotals, Chunk, Citation, Document
+from understudy.records import Chunk, Citation, Document
 from understudy.store import Store
 
 Maker = Callable[..., tuple[Document, list[Chunk]]]

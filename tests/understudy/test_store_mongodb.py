@@ -17,8 +17,9 @@ from pymongo import monitoring
 from rag.vector_search import support_of
 from tests.mongodb import Proxy, Server, fresh_database, nothing
 from tests.understudy.test_store_cache import VECTOR, make_entry
+from understudy.cache_records import CacheTotals
 from understudy.errors import StorageError, UsageError
-from understudy.records import CacheTotals, Chunk, Document, Trace
+from understudy.records import Chunk, Document, Trace
 from understudy.store import Store, mongodb, mongodb_traces, open_store
 from understudy.store.mongodb import MongoStore
 from understudy.store.mongodb_connection import MIGRATIONS

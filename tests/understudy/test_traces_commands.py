@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.cli import build_parser
-from understudy.commands import Outcome, inert_json
+from understudy.commands import Outcome
 from understudy.commands.trace_view import MARK, trace_lines
 from understudy.errors import NotFoundError, UsageError
 from understudy.records import Chunk, Document, Message, Step, Trace, Usage
+from understudy.terminal import inert_json
 from understudy.workspace import Workspace, create_workspace
 
 Make = Callable[..., Trace]

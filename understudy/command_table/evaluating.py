@@ -41,6 +41,7 @@ COMMANDS = [
             TWO_MODELS,
             arg("--pairs", type=int, default=50, metavar="N", help="questions to look at, drawn from those answered differently; default: 50"),
             arg("--seed", type=int, default=0, help="of the draw and of which answer stands first; default: 0"),
+            arg("--reviewer", metavar="NAME", help="who decides, where several people label the same pairs; their agreement is reported"),
             arg("--port", type=int, default=0, help="on 127.0.0.1; default: a free one"),
         ],
     ),
@@ -90,10 +91,11 @@ COMMANDS = [
         "the whole loop once: new documents and traces in, a candidate on trial out; resumable, cheap where nothing is due",
         "cycling:cycle",
         [
-            arg("documents", nargs="?", metavar="FOLDER", help="what to ingest from; default: cycle.documents"),
+            arg("--documents", metavar="FOLDER", help="what to ingest from; default: cycle.documents"),
             arg("--dry-run", action="store_true", help="say whether a cycle is due and what it would do, and do nothing"),
             arg("--anew", action="store_true", help="begin another although one is unfinished, which is left behind, or nothing is due"),
             arg("--refreeze", action="store_true", help="take a changed regression set; figures from now on do not compare with those before"),
         ],
     ),
+    Command("cycle ls", "the cycles until now: when each began, how far it came, what it decided and why", "cycling:cycle_ls"),
 ]

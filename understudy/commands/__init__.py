@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -29,18 +28,3 @@ def report(line: str) -> None:
     """A line of progress, on stderr so that --json output stays clean."""
     sys.stderr.write(f"  {line}\n")
     sys.stderr.flush()
-
-
-def printable(text: str) -> str:
-    """Text from documents or models as a terminal may show it: no control characters."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
-def inert_json(value: object, indent: int | None = 2) -> str:
-    """JSON that a terminal may show: json.dumps alone leaves DEL, the C1 controls and the bidirectional marks as they are."""
-    lines = json.dumps(value, ensure_ascii=False, indent=indent).split("\n")
-    return "\n".join(line if line.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in line) for line in lines)
-
-
-def _escaped(character: str) -> str:
-    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import EndpointError
 from understudy.records import Step, Trace
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

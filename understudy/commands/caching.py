@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.errors import NotFoundError
+from understudy.terminal import printable
 
 if TYPE_CHECKING:
     from rag.cache import Candidate
@@ -33,8 +34,8 @@ def cache_explain(args: Namespace) -> Outcome:
     """Show what the cache makes of a question."""
     from rag.cache_guard import question_digest
     from rag.retrieve import open_retriever
+    from understudy.cache_records import CacheEntry
     from understudy.commands.wiring import cache_scope, open_cache, usual_model
-    from understudy.records import CacheEntry
 
     workspace = workspace_of(args)
     cache = open_cache(workspace, open_retriever(workspace))
@@ -96,7 +97,7 @@ def cache_calibrate(args: Namespace) -> Outcome:
     from rag.cache_calibrate import calibrate, hits_among, measure_pairs, read_pairs, wilson
     from rag.cache_decision import read_parameters, write_parameters
     from rag.reindex import open_embedder
-    from understudy.config import require_file
+    from understudy.files import require_file
 
     workspace = workspace_of(args)
     pairs = read_pairs(require_file(Path(args.file)))

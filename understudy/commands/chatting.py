@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from understudy.commands import Outcome, printable, report
+from understudy.commands import Outcome, report
 from understudy.commands.answers import AnswerPrinter, answer_json, answering
 from understudy.records import Trace
+from understudy.terminal import printable
 
 if TYPE_CHECKING:
     from rag.chat import Conversation

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import UsageError
 from understudy.progress import show_progress
 from understudy.records import Document
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.progress import show_progress
+from understudy.terminal import printable
+
+if TYPE_CHECKING:
+    from understudy.cycles import Cycle
 
 
 def cycle(args: Namespace) -> Outcome:
@@ -29,6 +34,36 @@ def cycle(args: Namespace) -> Outcome:
     if made.end.verdict in ("canary", "ready"):
         lines += [f"release {release}; `understudy release ls` shows how it does, `understudy release promote {release}` makes it live"]
     return Outcome({**result, "stages": stages}, [printable(line) for line in lines], 3 if made.end.verdict == "refused" else 0)
+
+
+def cycle_ls(args: Namespace) -> Outcome:
+    """The tenant's cycles, oldest first."""
+    from understudy.cycles import cycles_of
+
+    rows = [_cycle_json(cycle) for cycle in cycles_of(workspace_of(args))]
+    return Outcome({"cycles": rows}, [printable(_cycle_line(row)) for row in rows] or ["no cycle has begun"])
+
+
+def _cycle_json(cycle: Cycle) -> dict[str, Any]:
+    from understudy.cycles import BEGIN
+
+    set_out, end = cycle.outcomes[BEGIN], cycle.end
+    return {
+        "cycle": cycle.name,
+        "alias": set_out["alias"],
+        "began_at": cycle.lines[0].at,
+        "seconds": round(sum(line.seconds for line in cycle.lines), 1),
+        "stage": (cycle.lines[-2] if end and end.verdict == "abandoned" else cycle.lines[-1]).stage,  # the last that was done
+        "verdict": end.verdict if end else None,
+        "reason": end.reason if end else "",
+        "release": cycle.outcomes.get("evaluate", {}).get("release"),
+    }
+
+
+def _cycle_line(row: dict[str, Any]) -> str:
+    began = datetime.fromtimestamp(row["began_at"], UTC).strftime("%Y-%m-%d %H:%M")
+    came_to = f"{row['verdict']}: {row['reason']}" if row["verdict"] else "has not ended; `understudy cycle` goes on with it"
+    return f"{row['cycle']}  {began} UTC  {row['seconds']:7.0f} s  until {row['stage']:<9}  {came_to}"
 
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.errors import NotFoundError, UsageError
+from understudy.terminal import printable
 
 SHOWN_FINDINGS = 50  # on a terminal; --json has them all
 
@@ -50,7 +51,8 @@ def dataset_lint(args: Namespace) -> Outcome:
 
 def dataset_show(args: Namespace) -> Outcome:
     """A page of a dataset's rows and rejections, or one row whole."""
-    from train.dataset import find_dataset, read_dataset, read_ledger, render
+    from rag.prompts import example_messages
+    from train.dataset import find_dataset, read_dataset, read_ledger
 
     workspace = workspace_of(args)
     folder = find_dataset(workspace, args.dataset)
@@ -60,7 +62,7 @@ def dataset_show(args: Namespace) -> Outcome:
         if not 1 <= args.row <= len(examples):
             raise NotFoundError(f"there is no row {args.row}", f"the dataset has the rows 1 to {len(examples)}")
         example = examples[args.row - 1]
-        messages = [message.model_dump() for message in render(example, passages)] + [{"role": "assistant", "content": example.target}]
+        messages = [message.model_dump() for message in example_messages(example, passages)] + [{"role": "assistant", "content": example.target}]
         facts = f"row {args.row}: {example.split}, {example.task}, {example.kind}, trace {example.trace_id[:12]}"
         lines = [facts, *(f"\n[{message['role']}]\n{message['content']}" for message in messages)]
         return Outcome({**about, "row": args.row, **example.model_dump(), "messages": messages}, [printable(line) for line in lines])

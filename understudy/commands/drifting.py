@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.commands.wiring import calibration_folder, default_model
 from understudy.errors import NotFoundError, UsageError
 from understudy.records import Trace, TraceFilter
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 DAY = 86_400.0

@@ -12,10 +12,11 @@ from understudy.commands import Outcome, workspace_of
 from understudy.commands.evaluation_lines import gate_lines, robustness_lines, table_lines
 from understudy.commands.evaluation_run import Plan, ask_models
 from understudy.commands.wiring import adapters_of, calibration_folder, default_model, release_of, resolve_name
-from understudy.config import Gate, require_file
 from understudy.digests import digest_of, digest_of_file
 from understudy.errors import UsageError
+from understudy.files import require_file
 from understudy.records import Question, Trace
+from understudy.settings.evaluating import Gate
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

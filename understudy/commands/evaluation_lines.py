@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-NAME = 28  # characters of a model's name
+from understudy.terminal import figure
+
+NAME = 36  # characters of a model's name
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
@@ -16,7 +18,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     header = f"{'metric':24}" + "".join(f"{model['name'][:NAME]:>{width}}" for model in models) + ("   difference [95 %]" if len(models) == 2 else "")
     lines = [header, "─" * len(header)]
     for metric in shown:
-        cells = "".join(f"{_number(model['metrics'][metric]):>{width}}" for model in models)
+        cells = "".join(f"{figure(model['metrics'][metric]):>{width}}" for model in models)
         pair = pairs.get((models[-1]["name"], metric)) if len(models) == 2 else None
         interval = f"   {pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]" if pair and pair["low"] is not None else ""
         lines.append(f"{metric:24}{cells}{interval}")
@@ -48,7 +50,3 @@ def robustness_lines(section: dict[str, Any] | None) -> list[str]:
                 interval = "" if not changed or changed["low"] is None else f"  {changed['difference']:+.3f} [{changed['low']:+.3f}, {changed['high']:+.3f}]"
                 lines.append(f"  {model['name'][:NAME]:{NAME}} {condition['name']:16} {metric:10} {condition['metrics'][metric]['value']:.3f}{interval}")
     return lines
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.commands import report
 from understudy.commands.wiring import needs_engine, resolve_steps, tools_for
-from understudy.config import Gate
 from understudy.progress import show_progress
 from understudy.records import Question, Trace
+from understudy.settings.evaluating import Gate
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

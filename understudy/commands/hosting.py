@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import GateFailed, UsageError
 from understudy.progress import show_progress
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def fireworks_delete(args: Namespace) -> Outcome:
 
 def dry_run(workspace: Workspace, requests: list[Request]) -> Outcome:
     """The requests that would be made, the key redacted; nothing is sent."""
-    from understudy.commands import inert_json
+    from understudy.terminal import inert_json
 
     settings, account = workspace.config.fireworks, _account(workspace)
     shown = [request.shown(settings.url, account) for request in requests]

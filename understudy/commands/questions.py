@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from understudy.commands import Outcome, printable
-from understudy.config import require_file
+from understudy.commands import Outcome
+from understudy.files import require_file
+from understudy.terminal import printable
 
 
 def questions_import(args: Namespace) -> Outcome:

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from understudy.adapters import find_adapter
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.commands.wiring import calibration_folder, default_model, resolve_name
 from understudy.errors import NotFoundError, UnderstudyError, UsageError
-from understudy.records import ENGINE, Release
 from understudy.releases import (
+    ENGINE,
     Canary,
     Decision,
+    Release,
     add_release,
     aliases,
     decide,
@@ -24,6 +25,7 @@ from understudy.releases import (
     releases_of,
     rolled_back,
 )
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 USUAL_SHARE = 0.1  # of a canary

@@ -7,8 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.commands import Outcome, printable, workspace_of
+from understudy.commands import Outcome, workspace_of
 from understudy.progress import show_progress
+from understudy.terminal import figure, printable
 
 if TYPE_CHECKING:
     from rag.ranking import Explained
@@ -27,7 +28,7 @@ def search(args: Namespace) -> Outcome:
     rows, lines = [], []
     for explained in found:
         p = explained.passage
-        scores = f"fused {p.scores.fused:.4f}, dense {_shown(p.scores.dense)}, lexical {_shown(p.scores.lexical)}"
+        scores = f"fused {p.scores.fused:.4f}, dense {figure(p.scores.dense)}, lexical {figure(p.scores.lexical)}"
         scores += f", reranked {p.scores.reranked:.3f}" if p.scores.reranked is not None else ""
         lines.append(printable(f"{p.rank}. {p.chunk.document}, p. {p.chunk.pages[0]}  ({scores})"))
         row = {"rank": p.rank, "chunk_id": p.chunk.id, "document": p.chunk.document, "pages": p.chunk.pages, "text": p.chunk.text}
@@ -125,7 +126,7 @@ def index_warm(args: Namespace) -> Outcome:
     """Embed common queries ahead."""
     from rag.eval.questions import read_questions
     from rag.retrieve import warm
-    from understudy.config import require_file
+    from understudy.files import require_file
 
     path = require_file(Path(args.file))
     if path.suffix == ".jsonl":
@@ -134,7 +135,3 @@ def index_warm(args: Namespace) -> Outcome:
         queries = path.read_text(encoding="utf-8").splitlines()
     kept = warm(workspace_of(args), queries)
     return Outcome({"warmed": kept}, [f"{kept} queries are embedded ahead for this generation"])
-
-
-def _shown(score: float | None) -> str:
-    return "–" if score is None else f"{score:.3f}"

@@ -13,6 +13,7 @@ from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import EngineError, NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Question, Trace
+from understudy.terminal import printable
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def review(args: Namespace) -> Outcome:
     """Serve blind pairs to a person until all are labelled and it is ended, or Ctrl-C; exit 130 where pairs are left."""
     from rag.eval.contest import find_run, open_contest, read_answers
-    from rag.eval.labels import repair
+    from rag.eval.labels import LONGEST_NAME
     from rag.eval.opinions import add_opinions
     from rag.eval.review import draw_review
 
@@ -31,13 +32,15 @@ def review(args: Namespace) -> Outcome:
         raise UsageError("there is nothing to review", "--pairs is at least 1")
     if not 0 <= args.port < 65536:
         raise UsageError(f"{args.port} is no port", "give one from 1024 to 65535, or leave --port out")
+    reviewer = " ".join((args.reviewer or "").split())
+    if len(reviewer) > LONGEST_NAME or not reviewer.isprintable():
+        raise UsageError(f"that is no reviewer's name: {printable(reviewer[:LONGEST_NAME])}", f"give --reviewer at most {LONGEST_NAME} printable characters")
     workspace = workspace_of(args)
     contest = open_contest(find_run(workspace.reports, args.name), _two(args.models))
     pairs = read_answers(contest, _recorded(workspace, contest))
-    chosen = draw_review(contest, pairs, _chunks(workspace, pairs), args.pairs, args.seed)
+    chosen = draw_review(contest, pairs, _chunks(workspace, pairs), args.pairs, args.seed, reviewer)
     if not chosen.shown:
         raise NotFoundError(f"{contest.a} and {contest.b} say the same on every question", "name two other models of the run with --models")
-    repair(contest.folder)
     if chosen.waiting():
         _serve(chosen, args.port)
     add_opinions(contest.folder)
@@ -73,7 +76,8 @@ def review_lines(found: dict[str, Any]) -> list[str]:
     labels, left = found["labels"], f", {found['waiting']} to go" if found["waiting"] else ""
     same = [f"{found['same']} questions were not asked about: both models say the same"] * bool(found["same"])
     counts = f"{found['a']} is better {labels['a']} times, {found['b']} {labels['b']} times; both good {labels['both']}, both bad {labels['neither']}"
-    return [f"{found['n']} pairs labelled{left}", counts, *same, *_agreement_lines(found)]
+    between = [_kappa_line(" and ".join(name or "unnamed" for name in row["reviewers"]) + " agree on", row) for row in found["between"] if row["n"]]
+    return [f"{found['n']} pairs labelled{left}", counts, *same, *between, *_agreement_lines(found)]
 
 
 def judge_lines(found: dict[str, Any]) -> list[str]:
@@ -89,12 +93,12 @@ def judge_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _agreement_lines(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, agreed in found["agreement"].items():
-        if agreed["n"]:
-            kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}{_ends(agreed)}"
-            lines.append(f"agrees with {name:20} {100 * agreed['observed']:3.0f} % of {agreed['n']}, kappa {kappa}")
-    return lines
+    return [_kappa_line(f"agrees with {name:20}", agreed) for name, agreed in found["agreement"].items() if agreed["n"]]
+
+
+def _kappa_line(what: str, agreed: dict[str, Any]) -> str:
+    kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}{_ends(agreed)}"
+    return f"{what} {100 * agreed['observed']:3.0f} % of {agreed['n']}, kappa {kappa}"
 
 
 def _ends(found: dict[str, Any]) -> str:

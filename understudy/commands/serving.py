@@ -12,11 +12,12 @@ from understudy.adapters import find_adapter, require_served
 from understudy.client import StepModels
 from understudy.commands import Outcome, report, workspace_of
 from understudy.commands.wiring import answering_name, answering_tools, calibration_folder, resolve, resolve_name, tools_for
-from understudy.config import require_file
 from understudy.digests import digest_of_file
 from understudy.errors import UsageError
+from understudy.files import require_file
 from understudy.progress import show_progress
 from understudy.records import Question, TraceFilter
+from understudy.terminal import figure
 from understudy.workspace import Workspace
 
 
@@ -121,8 +122,8 @@ def calibrate(args: Namespace) -> Outcome:
         training = workspace.store.traces(workspace.config.tenant, TraceFilter(source="expert", complete=True))
         result = asyncio.run(fit(questions, key, tools, folder, workspace.config.evaluate.concurrency, show_progress, training))
     lines = [
-        f"{name} calibrated on {result['questions']} questions; cross-validated: AUROC of its score {_number(result['auroc'])},"
-        f" abstention accuracy {_number(result['abstention_accuracy'])}"
+        f"{name} calibrated on {result['questions']} questions; cross-validated: AUROC of its score {figure(result['auroc'])},"
+        f" abstention accuracy {figure(result['abstention_accuracy'])}"
     ]
     for fit_name, weights in result["weights"].items():
         lines.append(f"  {fit_name}: " + (", ".join(f"{signal} {weight:+.2f}" for signal, weight in weights.items()) or "the same for every answer"))
@@ -147,7 +148,3 @@ def refuse_trained_on(workspace: Workspace, questions: list[Question], names: li
         if seen:
             first = asked[sorted(seen)[0]].question
             raise UsageError(f"{name} was trained on {len(seen)} of these questions, such as {first!r}", "evaluate on questions it has not seen")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from understudy.commands import printable
 from understudy.records import Chunk, Step, Trace
+from understudy.terminal import printable
 
 BOLD, DIM, MARK, END = "\x1b[1m", "\x1b[2m", "\x1b[30;43m", "\x1b[0m"
 SIGNAL_DIGITS = 3

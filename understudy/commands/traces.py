@@ -8,10 +8,11 @@ from collections import deque
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from understudy.commands import Outcome, inert_json, printable, report, workspace_of
+from understudy.commands import Outcome, report, workspace_of
 from understudy.errors import NotFoundError, UsageError
 from understudy.progress import show_progress
 from understudy.records import Trace, TraceFilter
+from understudy.terminal import inert_json, printable
 
 STOPPED = {
     "questions": "all that were asked for",

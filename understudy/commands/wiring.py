@@ -11,8 +11,8 @@ from understudy.client import Model, ModelClient, StepModels, engine_model, remo
 from understudy.digests import digest_of
 from understudy.engines import RunningEngine
 from understudy.errors import NotFoundError, UsageError
-from understudy.records import ENGINE, Release, StepName
-from understudy.releases import find_release, is_alias, standing
+from understudy.records import StepName
+from understudy.releases import ENGINE, Release, find_release, is_alias, standing
 from understudy.workspace import Workspace
 
 if TYPE_CHECKING:

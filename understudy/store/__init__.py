@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from understudy.cache_records import CacheEntry, CacheTotals
 from understudy.errors import UsageError
-from understudy.records import CacheEntry, CacheTotals, Chunk, Document, Trace, TraceFilter
+from understudy.records import Chunk, Document, Trace, TraceFilter
 from understudy.store.urls import resolve_url, shown_url
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from understudy.records import CacheEntry, CacheObservation, CacheTotals
+from understudy.cache_records import CacheEntry, CacheObservation, CacheTotals
 from understudy.store.mongodb_connection import Connection, Row, equal, packed, put, unpacked
 
 REMEMBERED = 32  # latest updates of a row whose repetition is recognised

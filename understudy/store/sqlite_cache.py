@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import numpy as np
 
-from understudy.records import CacheEntry, CacheObservation, CacheTotals
+from understudy.cache_records import CacheEntry, CacheObservation, CacheTotals
 
 
 def create_cache(connection: apsw.Connection) -> None:

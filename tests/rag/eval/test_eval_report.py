@@ -19,8 +19,8 @@ from rag.eval.leaks import Leak
 from rag.eval.metrics import score_trace
 from rag.eval.report import build_report
 from rag.eval.wording import format_difference, format_number
-from understudy.config import Gate
 from understudy.records import Question, Trace
+from understudy.settings.evaluating import Gate
 
 KEYS = {"schema_version", "models", "k", "concurrency", "questions", "finished_at", "pairs", "gates", "verdict", "breakdown", "leaks", "notes"}
 KEYS |= {"report", "provenance", "robustness"}
@@ -158,6 +158,8 @@ def test_one_model_alone_and_three_models(tmp_path: Path, questions, traces, cor
     assert not any(attributes.get("value") == "worse" for _, attributes in page.elements)
     three = make(questions, traces | {"frontier": traces["new@0123456789ab"]}, corpus, tmp_path)
     assert three["verdict"].count("may take over from base") == 2
+    spoken = make(questions, traces | {"frontier": traces["new@0123456789ab"]}, corpus, tmp_path / "one", candidates=["new@0123456789ab"], resamples=50)
+    assert "frontier" not in spoken["verdict"] and "new@0123456789ab" in spoken["verdict"]  # nobody asked whether a yardstick may take over
     html = (tmp_path / "report.html").read_text()
     assert Counter(re.findall(r'\bid="([^"]+)"', html)).most_common(1)[0][1] == 1  # three models' plots, no id twice
 

@@ -11,12 +11,13 @@ import pytest
 
 from rag.retrieve import Retriever
 from tests.scripted import Endpoint, scripted
+from understudy.adapters import AdapterManifest
 from understudy.cli import main
 from understudy.commands.evaluating import exit_code, guard
 from understudy.digests import digest_of
 from understudy.errors import UsageError
 from understudy.files import write_json
-from understudy.records import AdapterManifest, Trace
+from understudy.records import Trace
 from understudy.workspace import Workspace, open_workspace
 
 FACTS = {

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rag.eval.gates import check_gates, judge, questions_needed, state_gates
 from rag.eval.stats import draw
-from understudy.config import Config, Gate
+from understudy.config import Config
 from understudy.errors import UsageError
+from understudy.settings.evaluating import Gate
 
 
 def measured(n: int = 200, **shares: float):  # type: ignore[no-untyped-def]

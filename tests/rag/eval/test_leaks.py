@@ -11,9 +11,9 @@ import pytest
 
 from rag.eval.leaks import find_leaks, spoken, trained_questions
 from rag.eval.recorded_answers import recorded_answers
+from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
 from understudy.errors import UsageError
-from understudy.records import AdapterManifest
 
 TRAINED = ["How many books may a visitor borrow?", "When does the reading room open in 2024?", "Who mends the roof?"]
 

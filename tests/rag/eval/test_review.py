@@ -17,22 +17,23 @@ import httpx
 import pytest
 
 from rag.eval.contest import Contest, find_run, open_contest, read_answers
-from rag.eval.labels import FILE, add_label, labels_of, read_labels, repair
+from rag.eval.labels import FILE, Label, add_label, joint_choices, labels_of, read_labels
 from rag.eval.opinions import add_opinions
 from rag.eval.review import Review, build_app, draw_review
 from rag.eval.run import traces_file
 from tests.browser import CHROMIUM, opened_tab
 from tests.rag.eval.conftest import RUN_MODELS
+from understudy.commands.reviewing import review_lines
 from understudy.errors import NotFoundError, UsageError
 from understudy.workspace import Workspace
 
 HOST = "127.0.0.1:8765"
 
 
-def open_review(workspace: Workspace, count: int = 50, seed: int = 0) -> Review:
+def open_review(workspace: Workspace, count: int = 50, seed: int = 0, reviewer: str = "") -> Review:
     contest = open_contest(find_run(workspace.reports, None))
     chunks = {chunk.id: chunk for chunk in workspace.store.chunks("default")}
-    return draw_review(contest, read_answers(contest, list), chunks, count, seed)
+    return draw_review(contest, read_answers(contest, list), chunks, count, seed, reviewer)
 
 
 def through(review: Review, use: Callable[[httpx.AsyncClient], Any], finished: list[bool] | None = None) -> Any:
@@ -76,14 +77,13 @@ def test_labels_are_kept_whole_and_the_newest_holds(finished_run: Workspace) -> 
 
     assert through(review, label) == [(303, "2"), (303, "3"), (303, "3"), (303, "done")]
     folder = review.contest.folder
-    labels, place = labels_of(folder, *RUN_MODELS), review.shown[0]
+    labels, place = labels_of(folder, *RUN_MODELS)[""], review.shown[0]
     assert len(read_labels(folder / FILE)) == 4 and len(labels) == 3 and not review.waiting()
     newest = labels[review.contest.ids[place]]
     assert newest.choice == ("a" if review.is_swapped(place) else "b") and newest.note == "why"
     with (folder / FILE).open("ab") as file:
         file.write(b'{"question_id": "cut o')  # killed while writing
-    assert len(labels_of(folder, *RUN_MODELS)) == 3
-    repair(folder)
+    assert len(labels_of(folder, *RUN_MODELS)[""]) == 3
     add_label(folder, newest)
     assert len(read_labels(folder / FILE)) == 5
     report = add_opinions(folder)
@@ -91,6 +91,38 @@ def test_labels_are_kept_whole_and_the_newest_holds(finished_run: Workspace) -> 
     assert report == json.loads((folder / "report.json").read_text())
     assert (folder / "report.html").read_text().count("What people and judges prefer</h2>") == 1
     assert add_opinions(folder) == report and (folder / "report.html").read_text().count("What people and judges prefer</h2>") == 1
+
+
+def test_reviewers_of_the_same_pairs_decide_apart_and_their_agreement_is_reported(finished_run: Workspace) -> None:
+    ana, ben = (open_review(finished_run, 4, reviewer=name) for name in ("Ana", "Ben"))
+    assert ana.shown == ben.shown
+
+    async def label(client: httpx.AsyncClient, review: Review, given: list[str]) -> str:
+        for number, choice in enumerate(given, 1):
+            page = (await client.get(f"/{review.secret}/{number}")).text
+            assert 'aria-pressed="true">' not in page and f"Pair {number} of 4" in page  # what another decided is not shown
+            await client.post(f"/{review.secret}/{number}", data={"choice": choice})
+        return (await client.get(f"/{review.secret}/done")).text
+
+    through(ana, lambda client: label(client, ana, ["first", "second", "both", "second"]))
+    assert "4 questions labelled" in through(ben, lambda client: label(client, ben, ["first", "second", "neither", "both"]))
+    found = ben.summary()
+    [row] = found["between"]
+    assert row["reviewers"] == ["Ana", "Ben"] and (row["n"], row["observed"]) == (4, 0.75) and row["kappa"] < 1
+    assert found["n"] == 4 and found["reviewers"] == ["Ana", "Ben"] and sum(found["labels"].values()) == 8
+    assert any(line.startswith("Ana and Ben agree on  75 % of 4, kappa") for line in review_lines(found))
+    assert add_opinions(ana.contest.folder)["opinions"][0]["between"] == [row]
+    page = (ana.contest.folder / "report.html").read_text()
+    assert "Ana and Ben" in page and "by 2 reviewers" in page
+
+
+def test_what_most_reviewers_prefer_counts() -> None:
+    def labels(**choices: str) -> dict[str, Label]:
+        about = {"question": "?", "tenant": "default", "a": "x", "b": "y", "shown_first": "x", "created_at": 0.0}
+        return {key: Label.model_validate({**about, "question_id": key, "choice": choice}) for key, choice in choices.items()}
+
+    three = {"": labels(p="a", q="a", r="both"), "u": labels(p="b", q="a"), "v": labels(q="b")}
+    assert joint_choices(three, ["p", "q", "r", "s"]) == ["tie", "a", "tie", None] and joint_choices({}, ["p"]) == [None]
 
 
 def test_a_label_that_cannot_be_kept_is_said_not_to_be(finished_run: Workspace) -> None:

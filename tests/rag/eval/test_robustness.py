@@ -23,8 +23,8 @@ from tests.conftest import workspace_of_notes
 from tests.scripted import Endpoint
 from understudy.cli import main
 from understudy.client import ModelClient
-from understudy.config import Agent
 from understudy.records import Question
+from understudy.settings.answers import Agent
 
 ANIMALS = ("otter", "heron", "badger", "falcon", "beaver", "weasel", "magpie", "tortoise", "lizard", "donkey", "ferret", "pelican")
 DOSES, USUAL = (0, 1, 2), 1  # four notes hold no more

@@ -14,7 +14,7 @@ from serve.fireworks.ledger import Ledger
 from serve.fireworks.making import Hosted
 from serve.fireworks.requests import DataFile, Training, data_files
 from tests.serve.fireworks.server import ACCOUNT, BASE, KEY, FireworksServer, fireworks_server
-from understudy.client import Patience
+from understudy.patience import Patience
 from understudy.progress import SilentProgress
 from understudy.workspace import Workspace, create_workspace
 
