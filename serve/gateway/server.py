@@ -47,6 +47,8 @@ def listen(workspace: Workspace) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(BACKLOG)
+    except socket.gaierror as error:
+        raise EngineError(f"{settings.host} is no address of this machine: {error.strerror}", "correct gateway.host") from error
     except OSError as error:
         raise EngineError(
             f"the gateway cannot listen on {settings.host} port {settings.port}: {error.strerror}",

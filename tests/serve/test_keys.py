@@ -57,7 +57,14 @@ def test_what_is_no_key_opens_nothing(workspace: Workspace, text: str) -> None:
 
 def test_names_scopes_and_files_that_cannot_be_are_refused(workspace: Workspace) -> None:
     make(workspace)
-    for wrong in ({"name": "ada"}, {"name": "b", "scopes": ("root",)}, {"name": "b/c"}, {"name": "b", "tenant": ""}, {"name": "b", "per_minute": 0}):
+    for wrong in (
+        {"name": "ada"},
+        {"name": "b", "scopes": ("root",)},
+        {"name": "b/c"},
+        {"name": "b", "tenant": ""},
+        {"name": "b", "per_minute": 0},
+        *({"name": "b", "days": days} for days in (0, float("nan"), 1e300)),
+    ):
         with pytest.raises(UsageError):
             make(workspace, **wrong)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError):
@@ -78,6 +85,9 @@ def test_the_commands_make_list_and_revoke(workspace: Workspace, capsys: pytest.
     listed = capsys.readouterr().out
     assert '"revoked_at": null' not in listed and "sha256" not in listed and made["key"] not in listed
     assert KeyRing(keys_file(workspace)).find(made["key"]) is None
+    with pytest.raises(SystemExit) as usage:
+        main([*root, "keys", "create", "ada", "--days", "nan"])
+    assert usage.value.code == 2
 
 
 def test_rates_are_refilled_as_time_passes() -> None:
@@ -142,6 +152,9 @@ def test_with_a_key_it_listens_and_a_taken_port_is_named(workspace: Workspace) -
     with listen(made), pytest.raises(EngineError, match="cannot listen") as caught:
         listen(made)
     assert "gateway.port=" in caught.value.remedy
+    with pytest.raises(EngineError, match="no address") as caught:
+        listen(Workspace(workspace.root, *_config("no host")))
+    assert "gateway.host" in caught.value.remedy
 
 
 def test_tls_needs_a_pair_that_fits(tmp_path: Path) -> None:
