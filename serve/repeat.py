@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 
 from serve.served import Server
@@ -52,7 +53,10 @@ class Repeated:
         self._said: dict[str, tuple[int, str]] = {}  # by adapter: when its proof was written, and the fault
 
     def fault(self, engine: RunningEngine, adapter: str, proof: Path) -> str:
-        """Why an adapter takes no traffic by this engine; empty where nothing does, or its proof is older than samples are."""
+        """Why an adapter takes no traffic by this engine; empty where nothing does, or its proof is older than samples are.
+
+        Raises TimeoutError where the engine does not answer; an adapter that was taking traffic goes on.
+        """
         if engine is not self._engine:
             self._engine, self._said = engine, {}
         written = proof.stat().st_mtime_ns
@@ -61,9 +65,18 @@ class Repeated:
             try:
                 sample = read_json(proof).get("measured", {}).get("sample")
                 found = ask_again(engine, adapter, sample) if sample else ""
-            except EngineError as error:  # asked again at the next look; an adapter that answers goes on answering
-                return before[1] if before else f"its proof could not be repeated: {error.message}"
+            except EngineError as error:
+                if not _is_refusal(error):
+                    if before:
+                        return before[1]
+                    raise TimeoutError from error
+                found = f"the engine cannot repeat its proof: {error.message}"
             self._said[adapter] = (written, found)
             if found:
                 self._log.write("proof_not_repeated", adapter=adapter, message=found)
         return self._said[adapter][1]
+
+
+def _is_refusal(error: EngineError) -> bool:
+    """Whether the engine answered, and will answer the same again: the row may be longer than its context is now."""
+    return isinstance(error.__cause__, httpx.HTTPStatusError) and error.__cause__.response.is_client_error

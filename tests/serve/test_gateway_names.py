@@ -107,6 +107,9 @@ def test_an_engine_that_came_up_since_must_repeat_the_proof(workspace: Workspace
         assert [answer.status_code for answer in answers] == [seen, seen]
         assert endpoint.bodies[0]["prompt"] == [7, 8, 9] and len(endpoint.bodies) == (1 if seen == 404 else 3)  # asked once an engine
         assert seen == 200 or "does not repeat its proof" in error_of(answers[0])["message"]
+    for fault, seen in ((status(400), 404), (status(503), 503)):  # a refusal of the row stands; an engine that is away is asked again
+        endpoint.faults = [fault]
+        assert ask(workspace, engine_of(endpoint), model=name).status_code == seen
     assert "proof_not_repeated" in (workspace.logs / "gateway.jsonl").read_text()
 
 
