@@ -50,7 +50,7 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
     wrong = {
         register(workspace, "unproven", endpoint, None, []): "not proven",
         register(workspace, "failed", endpoint, {"passed": False}, []): "failed",
-        register(workspace, "undecided", endpoint, {"passed": None}, []): "failed",
+        register(workspace, "undecided", endpoint, {"passed": False, "verdict": "undecided"}, []): "too few rows",
         register(workspace, "elsewhere", endpoint, {"engine": {"base_digest": "e"}}, []): "not proven",
         register(workspace, "coarse", endpoint, {"engine": {"base_digest": "d" * 64, "precision": "fp8"}}, []): "not proven",
         register(workspace, "borrowed", endpoint, {"digest": "f" * 64}, []): "not proven",
