@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
+
+Status = Literal["fail", "undecided", "pass"]  # the worst first
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,18 @@ class Check:
         """Whether the adapter may take traffic, as far as this check goes."""
         return self.value <= self.limit and not self.undecided
 
+    @property
+    def status(self) -> Status:
+        """What the check found."""
+        return "undecided" if self.undecided else "pass" if self.passed else "fail"
+
     def to_json(self) -> dict[str, Any]:
         """The check as the command's JSON shows it."""
-        status = "undecided" if self.undecided else "pass" if self.passed else "fail"
         value = float(f"{self.value:.4g}")
         figures = {"value": int(value) if value.is_integer() else value, "limit": self.limit}
-        return {"name": self.name, "passed": self.passed, "status": status, **figures, "detail": self.detail, "seconds": round(self.seconds, 2)}
+        return {"name": self.name, "passed": self.passed, "status": self.status, **figures, "detail": self.detail, "seconds": round(self.seconds, 2)}
+
+
+def verdict_of(checks: list[Check]) -> Status:
+    """Of a whole proof: that of its worst check."""
+    return next(status for status in get_args(Status) if any(check.status == status for check in checks))

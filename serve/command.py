@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve.arguments import EngineSpec
 from serve.engine import load_adapter, plan_engine, served_models, start_engine
-from serve.pausing import announce, withdraw
+from serve.pausing import announce, wait_for_restart, withdraw
 from serve.supervise import Engine, free_port, require_free_port
 from understudy.adapters import is_served, manifests
 from understudy.engines import RunningEngine, find_engine
@@ -136,6 +136,7 @@ def engine_for(workspace: Workspace, progress: Callable[[str], None], only: str 
         yield require_elsewhere(workspace, progress)
         return
     spec = plan_engine(workspace)
+    wait_for_restart(workspace, progress)
     with _starting(workspace):
         running = find_engine(workspace)
         if running is not None and running.merged and running.merged == only:

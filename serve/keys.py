@@ -29,6 +29,7 @@ SCOPES = {
 }
 USUAL_SCOPES = ("chat", "rag", "embeddings", "feedback")
 PREFIX = "us"
+MAX_DAYS = 36_500
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NOBODY = hashlib.sha256(b"").hexdigest()  # compared against where a key's id is unknown, so that this takes as long
 
@@ -74,8 +75,10 @@ def create_key(workspace: Workspace, name: str, tenant: str, scopes: list[str], 
     for label, value in (("key", name), ("tenant", tenant)):
         if not re.fullmatch(NAME, value):
             raise UsageError(f"{value!r} cannot name a {label}", "use letters, digits, dots, - and _")
-    if requests_per_minute < 1 or (days is not None and days <= 0):
-        raise UsageError("a key needs at least one request a minute, and a time to live above zero", "see `understudy keys create --help`")
+    if requests_per_minute < 1 or not (days is None or 0 < days <= MAX_DAYS):
+        raise UsageError(
+            f"a key needs at least one request a minute, and above 0 and up to {MAX_DAYS} days to live", "leave --days out for a key without an end"
+        )
     file = keys_file(workspace)
     with locked(_lock(file)):
         keys = read_keys(file)

@@ -6,6 +6,7 @@ the serving process makes of it. A holder that has died holds nothing any more, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,19 @@ def borrowed(workspace: Workspace, report: Callable[[str], None]) -> Iterator[No
     finally:
         _let_go(workspace, os.getpid())
         report("the engine is given its memory back")
+
+
+def wait_for_restart(workspace: Workspace, report: Callable[[str], None]) -> None:
+    """Where `serve` is about to start its engine, return once it answers: a command's own would take its memory and its place.
+
+    Raises EngineError where it does not come.
+    """
+    serving = find_serving(workspace)
+    if serving is None or not (serving.state == "starting" or (serving.state != "serving" and not is_pause_wanted(workspace))):
+        return
+    report(f"waiting for the engine behind {serving.url}")
+    with contextlib.suppress(NotFoundError):  # that server has ended instead
+        _wait_for(workspace, "serving", workspace.config.serve.start_seconds, report)
 
 
 def _holder(workspace: Workspace) -> int | None:

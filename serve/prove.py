@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.check import verdict_of
 from serve.identity import check_base, check_files, load_tokenizer
 from serve.proof_rows import choose_scored, choose_spread, dataset_of, fitting, read_rows, steps_shown
 from serve.reference import Scorer, import_torch_patiently, load_plain, load_reference
@@ -74,6 +75,7 @@ def prove(
         "adapter": manifest.served_name,
         "digest": manifest.digest,
         "passed": all(check.passed for check in checks),
+        "verdict": verdict_of(checks),
         "checks": [check.to_json() for check in checks],
         "measured": measured,
         "engine": {"base": engine.base, "base_digest": engine.base_digest, "precision": engine.precision, "merged": bool(merged)},

@@ -8,17 +8,23 @@ adapter and base gave the tokens of its answer; a new engine must be nearer to t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 
-from serve.gateway.observe import Log
 from serve.served import Server
 from serve.weigh import Floats
 from understudy.chat import Encoded
 from understudy.engines import RunningEngine
 from understudy.errors import EngineError
 from understudy.files import read_json
+
+if TYPE_CHECKING:
+    from serve.gateway.observe import Log
+
+
+SECONDS = 30.0  # for one answer: requests wait for this
 
 
 def keep_sample(rows: list[Encoded], adapter: list[Floats], base: list[Floats]) -> dict[str, Any]:
@@ -31,7 +37,7 @@ def keep_sample(rows: list[Encoded], adapter: list[Floats], base: list[Floats]) 
 
 def ask_again(engine: RunningEngine, adapter: str, sample: dict[str, Any]) -> str:
     """Why an engine does not repeat an adapter's proof; empty where it does. Raises EngineError where it cannot be asked."""
-    with Server(engine.url, engine.merged or engine.base, adapter, engine.api_key) as server:
+    with Server(engine.url, engine.merged or engine.base, adapter, engine.api_key, SECONDS) as server:
         now = server.logprobs(adapter, Encoded(sample["ids"], sample["completion"]))
     to_adapter, to_base = (float(np.abs(now - np.array(sample[name])).mean()) for name in ("adapter", "base"))
     figures = f"{to_adapter:.2f} nats a token from its proof, {to_base:.2f} from the base"
@@ -44,19 +50,33 @@ class Repeated:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._engine: RunningEngine | None = None
-        self._faults: dict[tuple[str, int], str] = {}
+        self._said: dict[str, tuple[int, str]] = {}  # by adapter: when its proof was written, and the fault
 
     def fault(self, engine: RunningEngine, adapter: str, proof: Path) -> str:
-        """Why an adapter takes no traffic by this engine; empty where nothing does, or its proof is older than samples are."""
+        """Why an adapter takes no traffic by this engine; empty where nothing does, or its proof is older than samples are.
+
+        Raises TimeoutError where the engine does not answer; an adapter that was taking traffic goes on.
+        """
         if engine is not self._engine:
-            self._engine, self._faults = engine, {}
-        key = (str(proof), proof.stat().st_mtime_ns)
-        if key not in self._faults:
+            self._engine, self._said = engine, {}
+        written = proof.stat().st_mtime_ns
+        before = self._said.get(adapter)
+        if before is None or before[0] != written:
             try:
                 sample = read_json(proof).get("measured", {}).get("sample")
-                self._faults[key] = ask_again(engine, adapter, sample) if sample else ""
+                found = ask_again(engine, adapter, sample) if sample else ""
             except EngineError as error:
-                return f"its proof could not be repeated: {error.message}"
-            if self._faults[key]:
-                self._log.write("proof_not_repeated", adapter=adapter, message=self._faults[key])
-        return self._faults[key]
+                if not _is_refusal(error):
+                    if before:
+                        return before[1]
+                    raise TimeoutError from error
+                found = f"the engine cannot repeat its proof: {error.message}"
+            self._said[adapter] = (written, found)
+            if found:
+                self._log.write("proof_not_repeated", adapter=adapter, message=found)
+        return self._said[adapter][1]
+
+
+def _is_refusal(error: EngineError) -> bool:
+    """Whether the engine answered, and will answer the same again: the row may be longer than its context is now."""
+    return isinstance(error.__cause__, httpx.HTTPStatusError) and error.__cause__.response.is_client_error

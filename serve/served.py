@@ -27,10 +27,10 @@ TIMEOUT_SECONDS = 300.0
 class Server:
     """The engine's HTTP interface as the proof needs it. Use as a context manager; raises EngineError."""
 
-    def __init__(self, url: str, base: str, adapter: str, key: str = "") -> None:
+    def __init__(self, url: str, base: str, adapter: str, key: str = "", timeout: float = TIMEOUT_SECONDS) -> None:
         self.url, self.base, self.adapter = url, base, adapter
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))  # the server ends idle ones
+        self._http = httpx.Client(headers=headers, timeout=timeout, limits=httpx.Limits(max_keepalive_connections=0))  # the server ends idle ones
         self.listed: dict[str, dict[str, Any]] = {row["id"]: row for row in self._ask("GET", f"{url}/models")["data"]}
         if adapter not in self.listed:
             raise EngineError(f"the engine at {url} does not serve {adapter}", "restart it: `understudy serve` loads every registered adapter")

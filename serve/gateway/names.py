@@ -195,7 +195,9 @@ def find_fault(manifest: AdapterManifest, folder: Path, engine: RunningEngine, l
     about = {"precision": "bfloat16", **proof.get("engine", {})}
     if proof.get("digest") != manifest.digest or (about.get("base_digest"), about["precision"]) != (engine.base_digest, engine.precision):
         return f"it is not proven; run `understudy prove {name}`"
-    return "" if proof.get("passed") is True else "its proof failed"
+    if proof.get("passed") is True:
+        return ""
+    return "its proof is undecided: the dataset has too few rows" if proof.get("verdict") == "undecided" else "its proof failed"
 
 
 def proof_file(folder: Path, engine: RunningEngine) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import signal
 import socket
@@ -48,10 +49,9 @@ def listen(workspace: Workspace) -> socket.socket:
         made.bind(address)
         made.listen(BACKLOG)
     except OSError as error:
-        raise EngineError(
-            f"the gateway cannot listen on {settings.host} port {settings.port}: {error.strerror}",
-            f"stop what uses it, or choose another: gateway.port={settings.port + 1}",
-        ) from error
+        is_foreign = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        remedy = "set gateway.host to an address of this machine" if is_foreign else f"stop what uses it, or choose another: gateway.port={settings.port + 1}"
+        raise EngineError(f"the gateway cannot listen on {settings.host} port {settings.port}: {error.strerror}", remedy) from error
     return made
 
 

@@ -58,7 +58,7 @@ def _proof_of(workspace: Workspace, adapter: str) -> tuple[str, dict[str, Any]]:
     if proof.get("digest") != manifest.digest or proof.get("engine", {}).get("base_digest") != manifest.served_base_digest:
         return f"{adapter} is not proven: run `understudy prove {adapter}`", {}
     shown = {key: proof.get(key) for key in ("passed", "created_at")}
-    return ("" if proof.get("passed") is True else f"the proof of {adapter} failed"), shown
+    return ("" if proof.get("passed") is True else f"the proof of {adapter} {'is undecided' if proof.get('verdict') == 'undecided' else 'failed'}"), shown
 
 
 def _evaluation_of(workspace: Workspace, release: Release) -> tuple[list[str], dict[str, Any] | None]:

@@ -149,6 +149,17 @@ def test_loading_what_is_not_an_adapter_is_refused(served: Served, tmp_path: Pat
     assert "nothing@000000000000" not in served_models(served.running.url)
 
 
+def test_an_adapter_above_the_engines_rank_is_refused(served: Served) -> None:
+    wide = register_random_adapter(served.workspace, "wide", rank=64, seed=5)
+    [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == wide]
+    try:
+        with pytest.raises(AdapterError, match="rank 64") as caught:
+            load_adapter(served.running.url, adapter)
+        assert "serve.max_lora_rank" in caught.value.remedy and wide not in served_models(served.running.url)
+    finally:
+        shutil.rmtree(adapter.path.parent)  # the engine's next start would make room for it
+
+
 def test_an_adapter_is_never_replaced_under_its_name(served: Served, tmp_path: Path) -> None:
     [adapter] = [each for each in plan_engine(served.workspace).adapters if each.name == served.adapter]
     load_adapter(served.running.url, adapter)  # there already: nothing to do

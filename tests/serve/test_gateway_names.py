@@ -49,7 +49,7 @@ def test_only_a_proven_adapter_takes_traffic(workspace: Workspace, endpoint: End
     wrong = {
         register(workspace, "unproven", endpoint, None, []): "not proven",
         register(workspace, "failed", endpoint, {"passed": False}, []): "failed",
-        register(workspace, "undecided", endpoint, {"passed": None}, []): "failed",
+        register(workspace, "undecided", endpoint, {"passed": False, "verdict": "undecided"}, []): "too few rows",
         register(workspace, "elsewhere", endpoint, {"engine": {"base_digest": "e"}}, []): "not proven",
         register(workspace, "coarse", endpoint, {"engine": {"base_digest": "d" * 64, "precision": "fp8"}}, []): "not proven",
         register(workspace, "borrowed", endpoint, {"digest": "f" * 64}, []): "not proven",
@@ -106,6 +106,9 @@ def test_an_engine_that_came_up_since_must_repeat_the_proof(workspace: Workspace
         assert [answer.status_code for answer in answers] == [seen, seen]
         assert endpoint.bodies[0]["prompt"] == [7, 8, 9] and len(endpoint.bodies) == (1 if seen == 404 else 3)  # asked once an engine
         assert seen == 200 or "does not repeat its proof" in error_of(answers[0])["message"]
+    for fault, seen in ((status(400), 404), (status(503), 503)):  # a refusal of the row stands; an engine that is away is asked again
+        endpoint.faults = [fault]
+        assert ask(workspace, engine_of(endpoint), model=name).status_code == seen
     assert "proof_not_repeated" in (workspace.logs / "gateway.jsonl").read_text()
 
 

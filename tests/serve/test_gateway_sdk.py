@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -159,6 +160,20 @@ def test_langchain_works_unmodified(gateway: tuple[Socket, str]) -> None:
     model = langchain.ChatOpenAI(base_url=gateway[0].url, api_key=gateway[1], model="base")
     assert model.invoke("Capital of France?").content == SAYS
     assert "".join(chunk.content for chunk in model.stream("Capital of France?")) == SAYS
+
+
+def test_open_webuis_way_of_calling_works(gateway: tuple[Socket, str]) -> None:
+    """The requests that its server makes (backend/open_webui/routers/openai.py): the model list, a streamed chat, a title for it."""
+    headers = {"Authorization": f"Bearer {gateway[1]}", "Content-Type": "application/json", "X-OpenWebUI-User-Name": "Ada", "X-OpenWebUI-Chat-Id": "1"}
+    with httpx.Client(base_url=gateway[0].url, headers=headers) as http:
+        assert {"base", "rag"} <= {row["id"] for row in http.get("/models").json()["data"]}
+        turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": QUESTION}]
+        told = http.post("/chat/completions", json={"stream": True, "model": "rag", "messages": turns, "stream_options": {"include_usage": True}})
+        assert "text/event-stream" in told.headers["Content-Type"] and told.text.rstrip().endswith("data: [DONE]")
+        chunks = [json.loads(line[6:]) for line in told.text.splitlines() if line.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"]).startswith("On Tuesdays at seven.")
+        title = http.post("/chat/completions", json={"model": "base", "messages": TURNS, "stream": False, "max_completion_tokens": 1000})
+        assert title.json()["choices"][0]["message"]["content"] == SAYS
 
 
 NODE = """

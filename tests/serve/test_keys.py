@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -57,7 +58,14 @@ def test_what_is_no_key_opens_nothing(workspace: Workspace, text: str) -> None:
 
 def test_names_scopes_and_files_that_cannot_be_are_refused(workspace: Workspace) -> None:
     make(workspace)
-    for wrong in ({"name": "ada"}, {"name": "b", "scopes": ("root",)}, {"name": "b/c"}, {"name": "b", "tenant": ""}, {"name": "b", "per_minute": 0}):
+    for wrong in (
+        {"name": "ada"},
+        {"name": "b", "scopes": ("root",)},
+        {"name": "b/c"},
+        {"name": "b", "tenant": ""},
+        {"name": "b", "per_minute": 0},
+        *({"name": "b", "days": days} for days in (0, float("nan"), 1e300)),
+    ):
         with pytest.raises(UsageError):
             make(workspace, **wrong)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError):
@@ -78,6 +86,9 @@ def test_the_commands_make_list_and_revoke(workspace: Workspace, capsys: pytest.
     listed = capsys.readouterr().out
     assert '"revoked_at": null' not in listed and "sha256" not in listed and made["key"] not in listed
     assert KeyRing(keys_file(workspace)).find(made["key"]) is None
+    with pytest.raises(SystemExit) as usage:
+        main([*root, "keys", "create", "ada", "--days", "nan"])
+    assert usage.value.code == 2
 
 
 def test_rates_are_refilled_as_time_passes() -> None:
@@ -136,12 +147,20 @@ def _config(host: str) -> Any:
     return Config(gateway=Gateway(host=host, port=free_port("127.0.0.1"))), {}
 
 
-def test_with_a_key_it_listens_and_a_taken_port_is_named(workspace: Workspace) -> None:
+def test_with_a_key_it_listens_and_a_taken_port_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     make(workspace)
     made = Workspace(workspace.root, *_config("0.0.0.0"))
     with listen(made), pytest.raises(EngineError, match="cannot listen") as caught:
         listen(made)
     assert "gateway.port=" in caught.value.remedy
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")  # tests may not ask for names
+
+    monkeypatch.setattr("serve.gateway.server.socket.getaddrinfo", unknown)
+    with pytest.raises(EngineError, match="not known") as caught:
+        listen(made)
+    assert "gateway.host" in caught.value.remedy
 
 
 def test_tls_needs_a_pair_that_fits(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ import pytest
 
 from serve.gateway.observe import Log
 from serve.gateway.run import Supervisor
-from serve.pausing import announce, borrowed, find_serving, is_pause_wanted, pause, resume, withdraw
+from serve.pausing import announce, borrowed, find_serving, is_pause_wanted, pause, resume, wait_for_restart, withdraw
 from serve.sleeping import Sleeper
 from serve.supervise import Engine
 from tests.scripted import Endpoint, status
 from tests.serve.doors import ask, engine_of, opened
 from tests.serve.test_gateway import error_of
+from understudy.cycle_stages import Turn
+from understudy.cycles import Seen
 from understudy.errors import EngineError, NotFoundError
+from understudy.progress import show_progress
 from understudy.workspace import Workspace
 
 
@@ -79,6 +82,28 @@ def test_a_pause_asked_for_outlasts_the_borrower_it_came_upon(workspace: Workspa
         with borrowed(workspace, print):
             pause(workspace, print)
         assert is_pause_wanted(workspace)
+
+
+def test_after_a_loan_the_served_engine_comes_first(workspace: Workspace) -> None:
+    """A command that needs an engine right after it borrowed the memory waits for the one that is served, and starts none in its place."""
+    announce(workspace, "http://gateway/v1", "paused")  # the server has not yet seen that the pause is over
+    back = threading.Timer(0.3, announce, (workspace, "http://gateway/v1", "serving"))
+    back.start()
+    wait_for_restart(workspace, print)
+    serving = find_serving(workspace)
+    assert serving is not None and serving.state == "serving"
+    with someone_serves(workspace):
+        pause(workspace, print)
+        wait_for_restart(workspace, print)  # paused for somebody: nothing comes back by itself
+        assert is_pause_wanted(workspace)
+
+
+def test_a_cycle_borrows_the_memory_of_a_gpu(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = Turn(workspace, [], None, workspace.root, Seen(), print, show_progress, ExitStack())
+    for has_gpu in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        with someone_serves(workspace), turn.lent_memory():
+            assert is_pause_wanted(workspace) is has_gpu
 
 
 def test_a_borrower_that_is_killed_holds_nothing(workspace: Workspace) -> None:

@@ -12,6 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.check import verdict_of
 from serve.prove import SCORED_ROWS
 from serve.weigh import SIGN_LIMIT, Distances, ratio_bound, sign_test, weigh
 
@@ -118,3 +119,5 @@ def test_checks_say_undecided_apart_from_failed() -> None:
     [first, *_] = weigh(distances_of(0.4, 0.02, 0.02, 0.4))
     assert first.to_json()["status"] == "fail"
     assert replace(first, undecided=True).to_json()["status"] == "undecided"
+    right, open_ = replace(first, value=0.0, limit=1.0), replace(first, undecided=True)
+    assert [verdict_of(checks) for checks in ([right], [right, open_], [open_, first, right])] == ["pass", "undecided", "fail"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.command_table.row import MODE, MODEL, Command, arg
+from understudy.command_table.row import MODE, MODEL, Command, arg, number
 
 START = arg("--start", action="store_true", help="start the engine for this command if none is running")
 NO_CACHE = arg("--no-cache", action="store_true", help="neither answer from the cache nor keep the answer in it")
@@ -10,8 +10,8 @@ FILTERS = [
     arg("--source", choices=["expert", "model", "imported"]),
     arg("--model", help="a resolved name, or an adapter's name for all its digests"),
     arg("--contains", metavar="TEXT", help="in the question, whatever the case"),
-    arg("--min-score", type=float, metavar="SCORE"),
-    arg("--max-score", type=float, metavar="SCORE"),
+    arg("--min-score", type=number, metavar="SCORE"),
+    arg("--max-score", type=number, metavar="SCORE"),
     arg("--since", metavar="TIME", help="from this day or time on: 2026-11-21, 2026-11-21T14:30 (UTC)"),
     arg("--until", metavar="TIME", help="before this day or time"),
     arg("--outcome", choices=["answered", "abstained", "incomplete"]),
@@ -36,7 +36,7 @@ COMMANDS = [
             arg("--questions", type=int, default=100, metavar="N", help="traces to keep, in all runs together; default: 100"),
             arg("--calls", type=int, metavar="N", help="model calls to spend at most, in all runs together"),
             arg("--tokens", type=int, metavar="N", help="prompt and completion tokens after which no call is begun, in all runs together"),
-            arg("--unanswerable", type=float, default=0.2, metavar="SHARE", help="share of questions meant to find no answer; default: 0.2"),
+            arg("--unanswerable", type=number, default=0.2, metavar="SHARE", help="share of questions meant to find no answer; default: 0.2"),
             arg("--concurrency", type=int, default=4, metavar="N", help="questions in flight at once; default: 4"),
             arg("--seed", type=int, default=0),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.command_table.row import Command, arg
+from understudy.command_table.row import Command, arg, number
 
 COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
@@ -19,7 +19,7 @@ COMMANDS = [
             arg("--tag", action="append", metavar="T", help="a tag of these documents; may be repeated"),
             arg("--valid-from", metavar="DATE", help="when they begin to hold, such as 2026-01-01"),
             arg("--valid-until", metavar="DATE", help="the last day on which they hold"),
-            arg("--boost", type=float, metavar="X", help="weight of their passages' scores (1 is plain)"),
+            arg("--boost", type=number, metavar="X", help="weight of their passages' scores (1 is plain)"),
             arg("--watch", action="store_true", help="go on ingesting what changes in one folder, until Ctrl-C"),
             arg("--mirror", action="store_true", help="with --watch: a deleted file's document is removed"),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.command_table.row import Command, arg
+from understudy.command_table.row import Command, arg, number
 
 RUN = arg("name", nargs="?", metavar="RUN", help="a folder in reports/, or the beginning of its name; default: the newest evaluation")
 TWO_MODELS = arg("--models", metavar="A,B", help="two models of the run; default: its first two")
@@ -80,9 +80,9 @@ COMMANDS = [
         "drifting:drift",
         [
             arg("name", nargs="?", help="a model or a release's alias; default: the newest adapter"),
-            arg("--days", type=float, default=7.0, metavar="N", help="which runs are recent; default: the last 7 days"),
+            arg("--days", type=number, default=7.0, metavar="N", help="which runs are recent; default: the last 7 days"),
             arg("--against", choices=["traces", "evaluation"], help="default: its runs before, where there are enough, else its newest evaluation"),
-            arg("--confidence", type=float, default=0.99, metavar="X", help="that a change is none by chance, all signals together; default: 0.99"),
+            arg("--confidence", type=number, default=0.99, metavar="X", help="that a change is none by chance, all signals together; default: 0.99"),
             arg("--gate", action="store_true", help="exit 3 where something is due"),
         ],
     ),

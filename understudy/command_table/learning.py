@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.command_table.row import Command, arg
+from understudy.command_table.row import Command, arg, number
 
 DATASET = arg("dataset", nargs="?", help="a folder, the beginning of a digest, or a chat JSONL file; default: the newest dataset")
 TRAINED = arg("model", nargs="?", help="the id of a trained model; default: the newest")
@@ -18,9 +18,9 @@ COMMANDS = [
         [
             arg("--seed", type=int, default=0),
             arg("--unverified", action="store_true", help="imported traces without recovered passages or support too"),
-            arg("--held-out", type=float, default=0.1, metavar="SHARE", help="of the traces, kept for `evaluate` where no split was declared; default: 0.1"),
-            arg("--no-support", type=float, default=0.25, metavar="SHARE", help="abstention rows per answerable question; default: 0.25"),
-            arg("--validations", type=float, default=0.4, metavar="SHARE", help="of the answerable questions, judged in a row of their own; default: 0.4"),
+            arg("--held-out", type=number, default=0.1, metavar="SHARE", help="of the traces, kept for `evaluate` where no split was declared; default: 0.1"),
+            arg("--no-support", type=number, default=0.25, metavar="SHARE", help="abstention rows per answerable question; default: 0.25"),
+            arg("--validations", type=number, default=0.4, metavar="SHARE", help="of the answerable questions, judged in a row of their own; default: 0.4"),
             arg("--dose", type=int, metavar="N", help="exactly N distractors in every epoch, for studies of robustness; default: what fills retrieval.k"),
         ],
     ),
@@ -102,7 +102,7 @@ COMMANDS = [
             arg("--base-model", metavar="MODEL", help="default: fireworks.base_model"),
             arg("--warm-start", metavar="MODEL", help="a LoRA model there to go on from, in place of the base"),
             arg("--epochs", type=int, metavar="N"),
-            arg("--learning-rate", type=float, metavar="X"),
+            arg("--learning-rate", type=number, metavar="X"),
             arg("--rank", type=int, metavar="N", help="4 to 64"),
             arg("--max-context", type=int, metavar="TOKENS"),
             AGAIN,

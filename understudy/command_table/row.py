@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 Arguments = list[tuple[tuple[str, ...], dict[str, object]]]
@@ -20,6 +21,14 @@ class Command:
 def arg(*names: str, **options: object) -> tuple[tuple[str, ...], dict[str, object]]:
     """An argument, as argparse takes it."""
     return names, options
+
+
+def number(text: str) -> float:
+    """A finite number: no comparison refuses `nan`. Raises ValueError, which argparse reports."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(text)
+    return found
 
 
 MODEL = arg("--model", help="base, an adapter's name, a release's alias, or a configured remote; default: releases.default, else the newest adapter")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.command_table.row import QUESTIONS, Command, arg
+from understudy.command_table.row import QUESTIONS, Command, arg, number
 
 RELEASE = arg("release", metavar="RELEASE", help="ALIAS@DIGEST, or ALIAS for its newest")
 REASON = arg("--reason", default="", metavar="TEXT", help="kept with the decision")
@@ -27,7 +27,7 @@ COMMANDS = [
         "releasing:release_canary",
         [
             RELEASE,
-            arg("--share", type=float, metavar="X", help="share of conversations; default: 0.1, or 1 with --tenant or --shadow"),
+            arg("--share", type=number, metavar="X", help="share of conversations; default: 0.1, or 1 with --tenant or --shadow"),
             arg("--tenant", action="append", metavar="NAME", help="only conversations of this tenant; may be repeated"),
             arg("--shadow", action="store_true", help="record its answers and show the live release's"),
             *DECIDED,
@@ -66,7 +66,7 @@ COMMANDS = [
                 help="chat, rag, embeddings, feedback (all four are the default), remotes, metrics; may be repeated",
             ),
             arg("--requests-per-minute", type=int, default=600, metavar="N", help="default: 600"),
-            arg("--days", type=float, metavar="N", help="how long it is valid; default: until it is revoked"),
+            arg("--days", type=number, metavar="N", help="how long it is valid; default: until it is revoked"),
         ],
     ),
     Command("keys ls", "the keys to the gateway, without the keys themselves", "access:keys_ls"),

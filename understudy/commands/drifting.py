@@ -48,7 +48,7 @@ def measure_drift(workspace: Workspace, name: str, days: float, confidence: floa
     begin, runs = time.time() - days * DAY, _runs(workspace, name, time.time() - (days + REFERENCE_DAYS) * DAY)
     subject, own = newest_of(runs, name)
     if not own:
-        raise NotFoundError(f"{name} has answered nothing since its calibration", "`understudy traces ls` lists what was asked; name a model or a release")
+        raise NotFoundError(f"there is no run of {name} since its calibration", "`understudy traces ls` lists what was asked; name a model or a release")
     recent = [trace for trace in own if trace.created_at >= begin]
     reference = _reference(workspace, subject, [trace for trace in own if trace.created_at < begin], against)
     signals = compare(reference.traces, recent, open_retriever(workspace).embed, confidence)

@@ -128,7 +128,7 @@ def release_ls(args: Namespace) -> Outcome:
         for decision in row["decisions"][-5:]:
             at = f"{datetime.fromtimestamp(decision['at'], UTC):%Y-%m-%d %H:%M}"
             words = f"  {at}  {decision['action']} {decision['release']}{', forced' if decision['forced'] else ''}"
-            lines.append(printable(words + (f": {decision['reason']}" if decision["reason"] else "")))
+            lines.append(printable(words + (f": {' '.join(decision['reason'].split())}" if decision["reason"] else "")))
     return Outcome({"aliases": rows}, lines or ["no releases yet"])
 
 

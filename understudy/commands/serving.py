@@ -20,6 +20,13 @@ from understudy.records import Question, TraceFilter
 from understudy.terminal import figure
 from understudy.workspace import Workspace
 
+MARKS = {"pass": "ok  ", "undecided": "??? ", "fail": "FAIL"}
+VERDICTS = {
+    "pass": "proven",
+    "undecided": "NOT proven, and not refuted: its dataset has too few rows; it must take no traffic",
+    "fail": "NOT proven: it must take no traffic",
+}
+
 
 def serve(args: Namespace) -> Outcome:
     """Serve until interrupted; with --tune, measure settings for it instead."""
@@ -77,8 +84,8 @@ def prove(args: Namespace) -> Outcome:
         return _matrix(workspace, args.adapter)
     with engine_for(workspace, report) as engine:
         result = run(workspace, args.adapter, engine, report, show_progress)
-    lines = [f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['value']} (limit {c['limit']})" for c in result["checks"]]
-    lines.append(f"{result['adapter']} is {'proven' if result['passed'] else 'NOT proven: it must take no traffic'}")
+    lines = [f"{MARKS[check['status']]} {check['name']}: {check['value']} (limit {check['limit']})" for check in result["checks"]]
+    lines.append(f"{result['adapter']} is {VERDICTS[result['verdict']]}")
     return Outcome(result, lines, 0 if result["passed"] else 3)
 
 
