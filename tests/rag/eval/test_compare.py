@@ -33,7 +33,7 @@ def run(ask, reply, corpus, tmp_path: Path):  # type: ignore[no-untyped-def]
         provenance = {"questions": "q" * 64, "k": name, "bootstrap": {"resamples": 300, "seed": 0}}
         report = {"models": models, "pairs": [], "verdict": "No.", "provenance": provenance, "finished_at": at}
         write_json(tmp_path / name / "report.json", report)
-        write_json(tmp_path / name / SCORES, scores_json(questions, rows))
+        write_json(tmp_path / name / SCORES, scores_json(questions, rows, {}))
         return tmp_path / name / "report.json"
 
     return make

@@ -145,6 +145,10 @@ def test_scores_hold_every_questions_numbers(tmp_path: Path, questions, traces, 
     for model in report["models"]:
         known = [row["exact_match"] for row in scores["models"][model["name"]] if row["exact_match"] is not None]
         assert model["metrics"]["exact_match"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    assert (
+        scores["traces"] == {name: [trace.id for trace in of_model] for name, of_model in traces.items()}
+        and "<br>trace t1</p>" in (tmp_path / "report.html").read_text()
+    )
     by_document = [entry for entry in report["breakdown"] if entry["by"] == "document"]
     assert sum(entry["n"] for entry in by_document) == len(questions)
     pair = next(pair for pair in report["pairs"] if pair["metric"] == "exact_match")
