@@ -123,6 +123,8 @@ def test_verdict_says_yes_no_or_not_measured(tmp_path: Path, questions, traces, 
     part = {name: [rows[place] for place in answerable] for name, rows in traces.items()}
     unmeasured = make([questions[place] for place in answerable], part, corpus, tmp_path)["verdict"]
     assert unmeasured.endswith("yet: these questions do not measure abstention accuracy.")
+    single = make(questions[2:3], {name: rows[2:3] for name, rows in traces.items()}, corpus, tmp_path)["verdict"]
+    assert "citation recall (+1.00, too few questions for an interval)" in single and "– to –" not in single
 
 
 def test_gates_leaks_and_notes_stand_in_the_page_and_in_the_json(tmp_path: Path, questions, traces, corpus) -> None:
