@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MODELS
+from understudy.cli import _speak_any_language
 from understudy.workspace import Workspace
 
 
@@ -22,6 +24,15 @@ def understudy(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, understudy.cli as c; c.build_parser().format_help(); print([m for m in ('torch', 'pydantic', 'vllm', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_terminal_without_our_signs_gets_question_marks_and_json_is_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    for as_json, said in ((False, b"?"), (True, "−".encode())):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+        _speak_any_language(as_json)
+        print("−", end="")
+        assert written.getvalue() == said
 
 
 def test_commands_without_a_workspace_say_how_to_make_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     from understudy.errors import UnderstudyError
 
     _quieten()
+    _speak_any_language(args.json)
     try:
         module, _, function = args.run.partition(":")
         run: Callable[[argparse.Namespace], object] = getattr(importlib.import_module(f"understudy.commands.{module}"), function)
@@ -97,6 +99,13 @@ def _quieten() -> None:
 
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+
+
+def _speak_any_language(as_json: bool) -> None:
+    """JSON is UTF-8 whatever the terminal's encoding; what a terminal cannot show becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
 
 
 def _show(outcome: object, as_json: bool) -> int:

@@ -165,8 +165,7 @@ def plot_history(series: dict[str, list[tuple[float, float, float, float]]], met
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         axes.tick_params(length=0)
-        axes.set_title(METRICS[metric].label, loc="left", color=INK, pad=22)
-        add_legend(axes)
+        add_legend(axes, METRICS[metric].label)
         return svg(figure, f"history-{name}", f"{METRICS[metric].label} over time", "; ".join(described))
 
 
@@ -235,12 +234,21 @@ def plot_axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def add_legend(axes: Axes) -> None:
-    """The labelled lines above the axes, in as many columns as their names leave room for; nothing where there are none."""
+def add_legend(axes: Axes, title: str = "") -> None:
+    """The labelled lines above the axes, under a title, in as many columns as their names leave room for; nothing where there are none."""
     names = axes.get_legend_handles_labels()[1]
     if names:
         columns = int(72 * WIDTH / (6 * max(map(len, names)) + 36))  # points, of nine-point letters
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, min(4, columns, len(names))), borderaxespad=0.2, handlelength=1.6)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=max(1, min(4, columns, len(names))),
+            borderaxespad=0.2,
+            handlelength=1.6,
+            title=title or None,
+            title_fontproperties={"weight": "bold", "size": 9.5},
+            alignment="left",
+        )
 
 
 def svg(figure: Figure, name: str, title: str, description: str) -> str:

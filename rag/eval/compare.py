@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
 from rag.eval.metrics import METRICS, Row
 from rag.eval.report import SCORES
 from rag.eval.stats import Comparison, correct, draw
@@ -16,20 +18,70 @@ from understudy.files import read_json
 LATER = " (B)"  # marks the second run's model where both runs have one of that name
 
 
+class _Measured(BaseModel):
+    name: str
+    n: int
+    metrics: dict[str, float | None]
+    intervals: dict[str, tuple[float | None, float | None]]
+
+
+class _Bootstrap(BaseModel):
+    resamples: int
+    seed: int
+
+
+class _Provenance(BaseModel):
+    bootstrap: _Bootstrap
+
+
+class _Report(BaseModel):
+    """What is read of a report.json."""
+
+    models: list[_Measured] = Field(min_length=1)
+    pairs: list[dict[str, Any]]
+    verdict: str
+    finished_at: float = 0.0
+    provenance: _Provenance
+
+
+class _Asked(BaseModel):
+    id: str
+    question: str
+    document: str
+
+
+class _Scores(BaseModel):
+    """What is read of a scores.json."""
+
+    questions: list[_Asked]
+    models: dict[str, list[dict[str, float | None]]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_every_row(self) -> _Scores:
+        short = [name for name, rows in self.models.items() if len(rows) != len(self.questions)]
+        if short:
+            raise ValueError(f"{len(self.models[short[0]])} rows of {short[0]} for {len(self.questions)} questions")
+        return self
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """A `report.json`; raises NotFoundError or StorageError."""
-    report = read_json(path)
-    if not isinstance(report, dict) or not {"models", "pairs", "verdict", "provenance"} <= report.keys():
-        raise StorageError(f"{path} is not an evaluation's report.json", "name the report.json of a folder in reports/")
-    return report
+    return _checked(_Report, path, "an evaluation's report.json", "name the report.json of a folder in reports/, or repeat that evaluation")
 
 
 def read_scores(report: Path) -> dict[str, Any]:
-    """Every question's numbers of an evaluation, which lie beside its report."""
-    scores = read_json(report.with_name(SCORES))
-    if not isinstance(scores, dict) or not {"questions", "models"} <= scores.keys():
-        raise StorageError(f"{report.with_name(SCORES)} is not an evaluation's scores", "repeat the evaluation: what was answered is not asked again")
-    return scores
+    """Every question's numbers of an evaluation, which lie beside its report; raises NotFoundError or StorageError."""
+    return _checked(_Scores, report.with_name(SCORES), "an evaluation's scores", "repeat the evaluation: what was answered is not asked again")
+
+
+def _checked(kind: type[BaseModel], path: Path, what: str, remedy: str) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(path)
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StorageError(f"{path} is not {what}: {'.'.join(map(str, first['loc']))}: {first['msg']}", remedy) from error
+    return content
 
 
 def compare_reports(a: Path, b: Path) -> dict[str, Any]:

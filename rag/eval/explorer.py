@@ -59,6 +59,7 @@ class AnswerView:
     failure: str
     row: Row
     quality: float | None
+    trace_id: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _build_answer(name: str, place: int, trace: Trace, row: Row, said: list[Run]
         quotes.append(QuoteView(quote.text, "right" if is_right else "verbatim" if quote.spans else "not found"))
     query = next((step.text for step in trace.steps if step.name == "plan"), "")
     failure = "" if trace.complete else failure_of(trace)
-    return AnswerView(name, place, said, quotes, query, trace.abstained, failure, row, quality(row))
+    return AnswerView(name, place, said, quotes, query, trace.abstained, failure, row, quality(row), trace.id)
 
 
 def mark_text(chunk: Chunk, gold: Sequence[Span], cited: Sequence[Sequence[Span]]) -> list[Mark]:

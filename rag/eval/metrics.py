@@ -21,7 +21,7 @@ from rag.eval.evidence import Quote, first_retrieved, locate_gold, locate_shown,
 from rag.eval.ranked import ndcg_at_k, precision_at_k, reciprocal_rank
 from rag.eval.reliability import calibration_error
 from rag.eval.rouge import rouge_l
-from rag.prompts import parse_score
+from rag.prompts import parse_answer, parse_score
 from understudy.records import Chunk, Question, Trace
 
 Row = dict[str, float | None]
@@ -61,6 +61,7 @@ METRICS: dict[str, Metric] = {
     "semantic_similarity": Metric("Semantic similarity", "Answers", "how near its meaning is to the expert's answer: cosine by the workspace's embedder"),
     "unsupported_rate": Metric("Unsupported sentences", "Answers", "answer sentences that no passage supports", "lower", weight="sentences"),
     "unsupported_rate_nli": Metric("… by NLI", "Answers", "answer sentences that no passage entails, by evaluate.nli", "lower", weight="nli_sentences"),
+    "answer_format_rate": Metric("Answers in form", "Answers", "an abstention alone, or a quote and then an answer, as the prompt asks", is_binary=True),
     "citation_precision": Metric("Citation precision", "Citations", "emitted quotes that are verbatim and the right evidence"),
     "citation_recall": Metric("Citation recall", "Citations", "expert's quotes that the answer cites verbatim"),
     "abstention_accuracy": Metric("Abstention accuracy", "Abstention", "answers where there is an answer, abstains where not; mean of the two", is_binary=True),
@@ -121,6 +122,7 @@ def score_trace(trace: Trace, question: Question, chunks: dict[str, Chunk], pric
     was_run = bool(trace.steps) and trace.source == "model"  # what was imported has neither our clock nor our counts
     row |= {
         "complete": float(trace.complete),
+        "answer_format_rate": _has_form(trace),
         "valid_score_rate": readable / len(validations) if validations else None,
         "validations": float(len(validations)),
         "seconds": sum(step.seconds for step in trace.steps) if was_run else None,
@@ -244,6 +246,15 @@ def _retrieval_scores(trace: Trace, gold: list[Quote], chunks: dict[str, Chunk])
         "mrr": reciprocal_rank(found) if is_ranked else None,
         "ndcg_at_k": ndcg_at_k(found, relevant) if is_ranked else None,
     }
+
+
+def _has_form(trace: Trace) -> float | None:
+    """Whether the last answer written has the form asked for; None where none was asked for, or it was cut short to abstain."""
+    written = [step for step in trace.steps if step.name == "answer" and step.text]
+    if not written or trace.metadata.get("mode") == "closed-book":
+        return None
+    has_form = parse_answer(written[-1].text).well_formed
+    return None if not has_form and trace.abstained and written[-1].finish_reason == "length" else float(has_form)
 
 
 def _first_token_seconds(trace: Trace) -> float | None:

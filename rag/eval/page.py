@@ -77,6 +77,7 @@ def render_html(
         concurrency=report["concurrency"],
         resamples=f"{report['provenance']['bootstrap']['resamples']:,}",
         resampled=statistics.resampled,
+        seed=report["provenance"]["bootstrap"]["seed"],
         caution=_caution(statistics),
         n=len(questions),
         n_unanswerable=sum(question.has_answer_key and not question.answerable for question in questions),

@@ -22,6 +22,8 @@ from understudy.files import read_json, read_jsonl, write_jsonl, write_text
 
 Format = Literal["beir", "squad", "ragas", "ragchecker", "csv"]
 Row = dict[str, Any]  # of a question file
+COLUMNS = ("question", "answer", "id", "quote", "document", "page", "query", "type", "answerable")  # of a CSV
+ANSWERABLE = {"": True, "yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Imported:
     rows: list[Row] = field(default_factory=list)
     documents: dict[str, str] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)  # {row, reason}
+    ignored: list[str] = field(default_factory=list)  # columns that are none of ours
 
     def add(self, name: str, make: Callable[[], Row]) -> None:
         """Keep a row if it is a question of ours; `name` says in the report which one was not."""
@@ -58,7 +61,7 @@ def import_set(source: Path, target: Path, kind: Format | None = None, documents
         ids.add(row.get("id", ""))
     if not imported.rows:
         reasons = f", such as {imported.skipped[0]['row']}: {imported.skipped[0]['reason']}" if imported.skipped else ""
-        raise StorageError(f"{source} holds no question of the format {kind}{reasons}", "name another format with --format")
+        raise StorageError(f"{source} holds no question of the format {kind}{reasons}", "correct the file, or name another format with --format")
     write_jsonl(target, imported.rows)
     for name, text in imported.documents.items() if documents else ():
         assert documents is not None
@@ -68,6 +71,7 @@ def import_set(source: Path, target: Path, kind: Format | None = None, documents
         "imported": len(imported.rows),
         "with_answer": sum("answer" in row for row in imported.rows),
         "skipped": imported.skipped,
+        "ignored_columns": imported.ignored,
         "documents": len(imported.documents) if documents else 0,
         "path": str(target),
     }
@@ -98,7 +102,7 @@ def read_beir(folder: Path, split: str) -> Imported:
     if not qrels.is_file():
         known = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
         raise NotFoundError(f"{qrels} does not exist", f"splits there: {known}; name one with --split")
-    for row in _table(qrels, "\t"):
+    for row in _table(qrels):
         if str(row.get("score") or "0").strip() not in ("0", "-1"):
             judged.setdefault(str(row.get("query-id")), []).append(str(row.get("corpus-id")))
     imported = Imported()
@@ -149,11 +153,15 @@ def read_ragchecker(content: Any) -> Imported:
 
 
 def read_csv(path: Path) -> Imported:
-    """Columns question, answer, and any of id, quote, document, page, query, type, answerable (no: abstaining is right)."""
+    """Columns question, answer, and any of id, quote, document, page, query, type, answerable (no: abstaining is right), separated by the
+    comma, semicolon or tab that the header has most of."""
     imported = Imported()
-    for place, row in enumerate(_table(path, "\t" if path.suffix.lower() == ".tsv" else ",")):
-        cells = {str(key).strip().lower(): (value or "").strip() for key, value in row.items() if isinstance(value, str)}
-        imported.add(f"line {place + 2}", lambda cells=cells: _csv_row(cells))  # type: ignore[misc]
+    for place, row in enumerate(_table(path)):
+        columns = [key.strip().lower() for key in row if isinstance(key, str)]
+        if "question" not in columns:
+            raise StorageError(f"{path} has no column `question` but {', '.join(columns)}", f"name its columns by these: {', '.join(COLUMNS)}")
+        imported.ignored = [name for name in columns if name not in COLUMNS]
+        imported.add(f"line {place + 2}", lambda row=row: _csv_row(row))  # type: ignore[misc]
     return imported
 
 
@@ -188,13 +196,21 @@ def _context_row(imported: Imported, given: Row) -> Row:
     return {**given, "documents": [f"context-{digest_of(context)[:16]}.txt" for context in contexts]}
 
 
-def _csv_row(cells: dict[str, str]) -> Row:
+def _csv_row(given: Row) -> Row:
+    if given.get(None):  # type: ignore[call-overload]
+        raise ValueError("it has more cells than there are columns: a cell that holds the separator needs quotation marks")
+    cells = {key.strip().lower(): (value or "").strip() for key, value in given.items()}
     row: Row = {key: cells.get(key, "") for key in ("id", "question", "query", "type", "document")}
     if cells.get("quote"):
         row["quotes"] = [cells["quote"]]
     if cells.get("page"):
+        if not cells["page"].isdecimal():
+            raise ValueError(f"`page` is {cells['page']!r}, not a whole number")
         row["pages"] = [int(cells["page"])]
-    if cells.get("answerable", "").lower() in ("no", "false", "0"):
+    is_answerable = ANSWERABLE.get(cells.get("answerable", "").lower())
+    if is_answerable is None:
+        raise ValueError(f"`answerable` is {cells['answerable']!r}, neither yes nor no")
+    if not is_answerable:
         row["answer"] = None
     elif cells.get("answer"):
         row["answer"] = cells["answer"]
@@ -214,12 +230,14 @@ def _json_of(path: Path) -> Any:
     return read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
 
 
-def _table(path: Path, delimiter: str) -> Iterator[Row]:
-    """The rows of a file with a header line; raises NotFoundError, StorageError."""
+def _table(path: Path) -> Iterator[Row]:
+    """The rows of a file with a header line, which tells what separates its columns; raises NotFoundError, StorageError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file, delimiter=delimiter)
+            header = file.readline()
+            file.seek(0)
+            yield from csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist", "check the path") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise StorageError(f"cannot read {path}: {error}", "give a UTF-8 file with a header line") from error
+        raise StorageError(f"cannot read {path}: {error}", "give a UTF-8 file with a header line and its quotation marks in pairs") from error

@@ -98,15 +98,20 @@ def build_report(
     }
     shown_gates: list[GateResult] = judged if gates else []
     write_text(folder / "report.html", render_html(report, stated, shown_gates, questions, traces, rows, chunks, statistics))
-    write_json(folder / SCORES, scores_json(questions, rows))
+    write_json(folder / SCORES, scores_json(questions, rows, traces))
     write_json(folder / "report.json", report)
     return report
 
 
-def scores_json(questions: Sequence[Question], rows: dict[str, list[Row]]) -> dict[str, Any]:
-    """Every question's numbers, from which two runs are compared pair by pair."""
+def scores_json(questions: Sequence[Question], rows: dict[str, list[Row]], traces: Mapping[str, Sequence[Trace]]) -> dict[str, Any]:
+    """Every question's numbers, from which two runs are compared pair by pair, and the ids of the runs behind them."""
     asked = [{"id": q.id, "question": q.question, "document": cluster_of(q), "type": q.type, "answerable": q.answerable} for q in questions]
-    return {"schema_version": SCHEMA_VERSION, "questions": asked, "models": rows}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "questions": asked,
+        "models": rows,
+        "traces": {name: [trace.id for trace in of_model] for name, of_model in traces.items()},
+    }
 
 
 def _model_json(name: str, rows: list[Row], traces: Sequence[Trace], statistics: Statistics) -> dict[str, Any]:

@@ -44,6 +44,16 @@ def open_run(root: Path, identity: dict[str, object]) -> Path:
     return folder
 
 
+def require_served(folder: Path, served: dict[str, str]) -> None:
+    """Note by what engine a run is answered, or raise StorageError where its answers are of another one."""
+    path = folder / "served.json"
+    if not path.exists():
+        write_json(path, served)
+    elif (before := read_json(path)) != served:
+        told = " and ".join(", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (before, served))
+        raise StorageError(f"the answers in {folder} are of another engine: {told}", f"serve what it was, or remove {folder} to ask anew")
+
+
 async def evaluate_models(
     questions: list[Question],
     runners: dict[str, Runner],
@@ -55,10 +65,10 @@ async def evaluate_models(
     """Each model's traces in the order of the questions, models one after the other, so that none slows another down.
 
     What the folder already holds is not asked again, except failed questions of an unfinished run. Raises
-    EndpointError when nothing is being answered; what was answered until then is kept.
+    EndpointError when nothing is being answered; what was answered until then is kept. Raises StorageError while another process asks.
     """
     traces = {}
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", "this evaluation is running already"):
         for name, runner in runners.items():
             path = folder / traces_file(name)
             done = load_traces(path)

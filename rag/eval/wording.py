@@ -43,7 +43,8 @@ def verdict_pairs(comparisons: Sequence[Comparison], name: str) -> list[Comparis
 def _spoken(pair: Comparison) -> str:
     """The metric with its difference and interval."""
     difference, low, high = (format_difference(value, pair.metric) for value in (pair.difference, pair.low, pair.high))
-    return f"{_in_sentence(pair)} ({difference}, 95 % interval {low} to {high})"
+    interval = "too few questions for an interval" if pair.low is None else f"95 % interval {low} to {high}"
+    return f"{_in_sentence(pair)} ({difference}, {interval})"
 
 
 def _in_sentence(pair: Comparison) -> str:

@@ -42,7 +42,7 @@ def evaluate(args: Namespace) -> Outcome:
     plan = make_plan(workspace, path, args.models, retriever)
     if args.robustness is not None:
         plan = with_variants(workspace, plan, retriever, args.robustness, args.paraphrases)
-    identity = _identity(workspace, path, plan, retriever)
+    identity = identity_of(workspace, path, plan, retriever)
     folder = open_run(workspace.reports, identity)
     found = ask_models(workspace, plan, retriever, folder)
     build_report(
@@ -212,7 +212,7 @@ def candidates(workspace: Workspace, names: list[str]) -> list[str]:
     return [name for name, model in models.items() if adapters_of(workspace, model) or release_of(workspace, model)] or names[1:]
 
 
-def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
+def identity_of(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever) -> dict[str, object]:
     """What decides the answers, and so names the run's folder."""
     from rag.eval.modes import split_mode
     from rag.prompts import PROMPT_VERSION
@@ -226,6 +226,9 @@ def _identity(workspace: Workspace, path: Path, plan: Plan, retriever: Retriever
         "prompt_version": PROMPT_VERSION,
         "generation": retriever.generation,
     }
+    remotes = {name: workspace.config.remotes[name] for name in (split_mode(asked)[0] for asked in plan.asked) if name in workspace.config.remotes}
+    if remotes:
+        identity["remotes"] = {name: [endpoint.model, endpoint.base_url] for name, endpoint in remotes.items()}
     if plan.recorded:
         identity["recorded"] = {name: digest_of([trace.id for trace in traces]) for name, traces in plan.recorded.items()}
     return identity

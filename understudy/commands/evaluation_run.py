@@ -60,7 +60,7 @@ def ask_models(workspace: Workspace, plan: Plan, retriever: Retriever, folder: P
     from rag.eval.energy import Meter, keep_energy
     from rag.eval.modes import split_mode
     from rag.eval.robustness import ask_variants
-    from rag.eval.run import evaluate_models
+    from rag.eval.run import evaluate_models, require_served
     from rag.eval.variants import conditions
     from serve.command import engine_for
 
@@ -81,11 +81,13 @@ def ask_models(workspace: Workspace, plan: Plan, retriever: Retriever, folder: P
     is_needed = any(needs_engine(workspace, split_mode(name)[0]) for name in plan.asked)
     with engine_for(workspace, report) if is_needed else nullcontext() as engine:
         models = {name: resolve_steps(workspace, split_mode(name)[0], engine) for name in plan.asked}
+        served = {"base": engine.base, "base_digest": engine.base_digest, "precision": engine.precision} if engine else {}
+        if served:
+            require_served(folder, served)
         try:
             traces, asked = asyncio.run(run({name: _in_mode(tools_for(workspace, model, retriever), name) for name, model in models.items()}))
         finally:
             energy = keep_energy(folder, meters)
-        served = {"base": engine.base, "base_digest": engine.base_digest} if engine else {}
     prices = {name: (model.answer.price_in, model.answer.price_out) for name, model in models.items()}
     return Answers({**traces, **plan.recorded}, prices | _prices_of_recorded(workspace, plan), energy, asked, served)
 

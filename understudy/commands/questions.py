@@ -19,6 +19,8 @@ def questions_import(args: Namespace) -> Outcome:
     kept = f", {result['documents']} documents in {documents}" if documents else ""
     lines = [f"{result['imported']} questions ({result['with_answer']} with an answer key) in {args.target}{kept}"]
     lines += [printable(f"skipped {row['row']}: {row['reason']}") for row in result["skipped"][:20]]
+    if result["ignored_columns"]:
+        lines.append(printable(f"columns that were not read: {', '.join(result['ignored_columns'])}"))
     return Outcome(result, lines)
 
 

@@ -33,7 +33,7 @@ def run(ask, reply, corpus, tmp_path: Path):  # type: ignore[no-untyped-def]
         provenance = {"questions": "q" * 64, "k": name, "bootstrap": {"resamples": 300, "seed": 0}}
         report = {"models": models, "pairs": [], "verdict": "No.", "provenance": provenance, "finished_at": at}
         write_json(tmp_path / name / "report.json", report)
-        write_json(tmp_path / name / SCORES, scores_json(questions, rows))
+        write_json(tmp_path / name / SCORES, scores_json(questions, rows, {}))
         return tmp_path / name / "report.json"
 
     return make
@@ -65,6 +65,22 @@ def test_what_is_no_report_is_said_to_be_none(run, tmp_path: Path) -> None:  # t
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(StorageError, match=r"is not an evaluation's report"):
         compare_reports(report, tmp_path / "x.json")
+    scores = json.loads(report.with_name(SCORES).read_text())
+    broken: list[dict[str, Any]] = [
+        {**scores, "questions": [{"id": "q0", "question": "?"}]},
+        {**scores, "models": {"base": scores["models"]["base"][:3]}},
+        {**scores, "models": {"base": {"a": 1}}},
+        {**scores, "models": {"base": [{**row, "token_f1": "high"} for row in scores["models"]["base"]]}},
+    ]
+    for changed in broken:
+        write_json(tmp_path / "broken" / SCORES, changed)
+        write_json(tmp_path / "broken" / "report.json", json.loads(report.read_text()))
+        with pytest.raises(StorageError, match=r"scores\.json is not an evaluation's scores: "):
+            compare_reports(report, tmp_path / "broken" / "report.json")
+    for part in ({"models": [{"name": "x"}]}, {"models": []}, {"provenance": {}}):
+        write_json(tmp_path / "broken" / "report.json", json.loads(report.read_text()) | part)
+        with pytest.raises(StorageError, match=r"broken/report\.json is not an evaluation's report"):
+            read_history(tmp_path)
     report.with_name("scores.json").unlink()
     with pytest.raises(NotFoundError, match=r"scores\.json"):
         compare_reports(report, report)

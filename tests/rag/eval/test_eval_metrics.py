@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag.eval.metrics import METRICS, aggregate, exact_match, gold_recall, normalize_answer, score_trace, token_f1, validator_auroc
+from rag.prompts import ABSTENTION
 from understudy.errors import NotFoundError
 
 TEXTS = st.text(alphabet="abcthe .,!é12\n", max_size=40)
@@ -210,6 +211,17 @@ def test_valid_scores_are_counted_over_validations(ask, reply, corpus) -> None:
     twice = reply(validation="no")
     rows.append(score_trace(twice.model_copy(update={"steps": [*twice.steps, twice.steps[-1]]}), ask(), corpus))
     assert aggregate(rows)["valid_score_rate"] == pytest.approx(2 / 6)
+
+
+def test_answers_have_the_form_asked_for_or_are_left_out(ask, reply, corpus) -> None:  # type: ignore[no-untyped-def]
+    def rate(text: str, finish: str = "stop", **fields: object) -> float | None:
+        trace = reply(**fields)
+        steps = [step.model_copy(update={"text": text, "finish_reason": finish}) if step.name == "answer" else step for step in trace.steps]
+        return score_trace(trace.model_copy(update={"steps": steps}), ask(), corpus)["answer_format_rate"]
+
+    assert rate("Quote: six books\nAnswer: six") == rate(ABSTENTION, abstained=True) == 1.0
+    assert rate("Sentences near it:\n- six books") == rate("Quote: six books") == rate("Quote: six books", "length") == 0.0
+    assert rate("Quote: six bo", "length", abstained=True) is rate("Six.", metadata={"mode": "closed-book"}) is rate("") is None
 
 
 def test_model_steps_and_escalations_are_counted(ask, reply, corpus) -> None:

@@ -123,6 +123,8 @@ def test_verdict_says_yes_no_or_not_measured(tmp_path: Path, questions, traces, 
     part = {name: [rows[place] for place in answerable] for name, rows in traces.items()}
     unmeasured = make([questions[place] for place in answerable], part, corpus, tmp_path)["verdict"]
     assert unmeasured.endswith("yet: these questions do not measure abstention accuracy.")
+    single = make(questions[2:3], {name: rows[2:3] for name, rows in traces.items()}, corpus, tmp_path)["verdict"]
+    assert "citation recall (+1.00, too few questions for an interval)" in single and "– to –" not in single
 
 
 def test_gates_leaks_and_notes_stand_in_the_page_and_in_the_json(tmp_path: Path, questions, traces, corpus) -> None:
@@ -145,6 +147,10 @@ def test_scores_hold_every_questions_numbers(tmp_path: Path, questions, traces, 
     for model in report["models"]:
         known = [row["exact_match"] for row in scores["models"][model["name"]] if row["exact_match"] is not None]
         assert model["metrics"]["exact_match"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    assert (
+        scores["traces"] == {name: [trace.id for trace in of_model] for name, of_model in traces.items()}
+        and "<br>trace t1</p>" in (tmp_path / "report.html").read_text()
+    )
     by_document = [entry for entry in report["breakdown"] if entry["by"] == "document"]
     assert sum(entry["n"] for entry in by_document) == len(questions)
     pair = next(pair for pair in report["pairs"] if pair["metric"] == "exact_match")

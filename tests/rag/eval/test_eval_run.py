@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rag.eval.run import evaluate_models, load_traces, open_run, traces_file
+from rag.eval.run import evaluate_models, load_traces, open_run, require_served, traces_file
 from understudy.errors import EndpointError, StorageError
+from understudy.files import locked
 from understudy.records import Question, Trace
 
 
@@ -114,6 +115,21 @@ def test_cancellation_is_no_failure(tmp_path: Path, questions, reply) -> None:
         asyncio.run(interrupted())
     kept = load_traces(folder / "traces-base.jsonl")
     assert 0 < len(kept) < 12 and all(trace.complete for trace in kept.values())
+
+
+def test_answers_of_another_engine_are_not_gone_on_with(tmp_path: Path) -> None:
+    served = {"base": "tiny", "base_digest": "d1", "precision": "bfloat16"}
+    require_served(tmp_path, served)
+    require_served(tmp_path, served)
+    with pytest.raises(StorageError, match="of another engine: base tiny, base_digest d1, precision bfloat16 and base tiny, base_digest d2"):
+        require_served(tmp_path, served | {"base_digest": "d2"})
+
+
+def test_a_run_that_is_going_on_is_not_begun_beside_it(tmp_path: Path, questions, reply) -> None:  # type: ignore[no-untyped-def]
+    runner = Runner(reply())
+    with locked(tmp_path / ".lock"), pytest.raises(StorageError, match="this evaluation is running already"):
+        asyncio.run(evaluate_models(questions, {"base": runner}, tmp_path, 2))
+    assert not runner.asked
 
 
 def test_a_broken_line_names_the_file_and_line(tmp_path: Path, reply) -> None:

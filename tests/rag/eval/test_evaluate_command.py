@@ -13,7 +13,8 @@ from rag.retrieve import Retriever
 from tests.scripted import Endpoint, scripted
 from understudy.adapters import AdapterManifest
 from understudy.cli import main
-from understudy.commands.evaluating import exit_code, guard
+from understudy.commands.evaluating import exit_code, guard, identity_of
+from understudy.commands.evaluation_run import Plan
 from understudy.digests import digest_of
 from understudy.errors import UsageError
 from understudy.files import write_json
@@ -142,6 +143,14 @@ def test_one_model_in_several_modes_stands_side_by_side(run, rival: Endpoint, no
     assert code == 2 and "no mode 'slow'" in error["error"]["message"]
     error, code = run("--models", "strong,weak", "--robustness")
     assert code == 2 and "no question can be put" in error["error"]["message"]  # four notes are too few
+
+
+def test_another_model_behind_a_remotes_name_is_another_run(notes_workspace: Workspace, retriever: Retriever, questions: Path) -> None:
+    def identity(model: str) -> dict[str, object]:
+        opened = open_workspace(str(notes_workspace.root), [f"remotes.rival={{base_url: 'http://127.0.0.1:9/v1', model: {model}}}"])
+        return identity_of(opened, questions, Plan([], ["base", "rival:fast"], {}, [], [], {}), retriever)
+
+    assert identity("old") == identity("old") != identity("new") and identity("new")["remotes"] == {"rival": ["new", "http://127.0.0.1:9/v1"]}
 
 
 def test_what_an_adapter_trained_on_is_refused_or_set_apart(ask, notes_workspace: Workspace, retriever: Retriever) -> None:  # type: ignore[no-untyped-def]

@@ -104,7 +104,23 @@ def test_csv_columns_are_ours(tmp_path: Path) -> None:
     result, (full, unanswerable, bare) = imported(put(tmp_path / "q.csv", text), tmp_path)
     assert (full.answers, full.quotes, full.documents, full.pages) == (["Six"], ["up to six books"], ["d.pdf"], [3])
     assert unanswerable.has_answer_key and unanswerable.answers is None and not bare.has_answer_key
-    assert [row["row"] for row in result["skipped"]] == ["line 5", "line 6"]
+    assert [row["row"] for row in result["skipped"]] == ["line 5", "line 6"] and result["ignored_columns"] == ["other"]
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "q.csv"), ("\t", "q.csv"), (",", "q.tsv")])
+def test_the_header_tells_what_separates_the_columns(tmp_path: Path, separator: str, name: str) -> None:
+    rows = [["question", "answer", "answerable"], ["Who?", "Ann", "YES"], ["When?", "nine", "nein"], ["Where?", "here", "", "or there"], ["How?", "so"]]
+    result, questions = imported(put(tmp_path / name, "\n".join(separator.join(row) for row in rows)), tmp_path)
+    assert [question.question for question in questions] == ["Who?", "How?"]
+    assert ["neither yes nor no" in row["reason"] or "more cells" in row["reason"] for row in result["skipped"]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"), [("Frage;Antwort\nWer?;Ann\n", "no column `question` but frage, antwort"), ('question,answer\n"Who?,Ann\n', "cannot read")]
+)
+def test_a_table_of_somebody_else_is_refused_with_its_cause(tmp_path: Path, text: str, cause: str) -> None:
+    with pytest.raises(StorageError, match=cause):
+        imported(put(tmp_path / "q.csv", text), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "content"), [("x.json", {"other": 1}), ("x.json", [1]), ("x.txt", "plain"), ("x.json", [])])
