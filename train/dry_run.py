@@ -37,7 +37,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     rows, validation = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(rows, passages, tokenizer, recipe)
-    check_rows(batcher, len(rows))
+    check_rows(batcher)
     check_leaks(rows, validation)
     planned = [batch for epoch in range(recipe.epochs) for batch in batcher.epoch(recipe.seed, epoch)]
     if recipe.max_steps:

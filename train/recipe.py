@@ -73,7 +73,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_method(self) -> Recipe:
-        set_anyway = self.model_fields_set & {"use_rslora", "lora_dropout", "layers_to_transform", "warm_start"}
+        lora_only = ("use_rslora", "lora_dropout", "layers_to_transform", "warm_start")
+        set_anyway = [key for key in lora_only if getattr(self, key) != type(self).model_fields[key].default]
         if set_anyway and self.method not in ("lora", "dora"):
             raise ValueError(f"{self.method} has no {', '.join(sorted(set_anyway))}")
         if self.method == "prefix_tuning" and self.gradient_checkpointing:

@@ -74,7 +74,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     train_rows, validation_rows = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(train_rows, passages, tokenizer, recipe)
     validator = Batcher(validation_rows, passages, tokenizer, recipe)
-    check_rows(batcher, len(train_rows))
+    check_rows(batcher)
     check_leaks(train_rows, validation_rows)
     if warning := serving_warning(recipe.method):
         report(warning)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from train.recipe import Recipe, load_recipe
+from train.recipe import MethodName, Recipe, load_recipe
 from understudy.errors import UsageError
 
 
@@ -28,3 +30,9 @@ def test_the_default_recipe_is_the_defaults() -> None:
 def test_what_cannot_work_is_named(setting: str, fault: str) -> None:
     with pytest.raises(UsageError, match=fault.replace("?", r"\?")):
         load_recipe("default", setting.split())
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_a_recipe_written_whole_is_read_again(method: str) -> None:
+    recipe = Recipe.model_validate({"method": method, "quantisation": "none"})
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
