@@ -28,10 +28,14 @@ TIMED = (1 / 6, 1 / 2, 5 / 6)  # the batches that are timed, by size: each stand
 
 
 def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero."""
+    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero.
+
+    It is one process with the whole base, whatever `fsdp` says.
+    """
     from transformers import AutoTokenizer
 
     keep_freed_memory()
+    recipe = recipe.model_copy(update={"fsdp": False})
     examples, passages, _ = read_dataset(find_dataset(workspace, recipe.dataset))
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)

@@ -42,6 +42,7 @@ class Recipe(BaseModel):
     layers_to_transform: list[int] | None = Field(None, min_length=1, description="decoder layers that get an adapter, counted from 0; unset: all")
     unfreeze_ratio: float = Field(0.0, ge=0, le=1, description="share of training over which layers thaw, the last first (arXiv:1801.06146)")
     warm_start: str | None = Field(None, description="adapter, NAME or NAME@DIGEST, whose weights training starts from")
+    fsdp: bool = Field(False, description="several processes share the base's layers out among them (FSDP2), in place of the whole base in each")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
     optim: Literal["adamw_torch", "paged_adamw_8bit"] = Field("adamw_torch", description="AdamW's moments: float32, or 8 bits in pageable memory")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
@@ -79,6 +80,8 @@ class Recipe(BaseModel):
             raise ValueError(f"{self.method} has no {', '.join(sorted(set_anyway))}")
         if self.method == "prefix_tuning" and self.gradient_checkpointing:
             raise ValueError("prefix_tuning and gradient_checkpointing exclude each other: transformers would drop the prefix")
+        if self.fsdp and (self.method, self.quantisation) != ("lora", "none"):
+            raise ValueError("fsdp shares out plain weights under lora: set method=lora quantisation=none")
         if self.method in ("fishmask", "far") and self.quantisation != "none":
             raise ValueError(f"{self.method} changes the base's own weights: set quantisation=none")
         return self

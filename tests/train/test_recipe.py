@@ -24,6 +24,7 @@ def test_the_default_recipe_is_the_defaults() -> None:
         ("layers_to_transform=[]", "layers_to_transform"),
         ("lora_dropout=1", "lora_dropout"),
         ("method=ia3 use_rslora=true", "ia3 has no use_rslora"),
+        ("fsdp=true", "set method=lora quantisation=none"),
         ("method=prefix_tuning gradient_checkpointing=true", "exclude each other"),
     ],
 )
