@@ -23,7 +23,7 @@ LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tu
 class Recipe(BaseModel):
     """Everything that decides an adapter, besides its dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("handbooks", pattern=r"^[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
     dataset: str | None = Field(None, description="what to learn from: any chat JSONL file, or a dataset's digest or folder; unset: the dataset built last")
@@ -36,7 +36,9 @@ class Recipe(BaseModel):
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
     virtual_tokens: int = Field(20, ge=1, le=1000, description="virtual tokens of prompt_tuning and prefix_tuning")
-    targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1, description="layers that get an adapter"
+    )
     use_rslora: bool = Field(False, description="scale by alpha/√rank (arXiv:2312.03732) in place of alpha/rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of what enters the adapter; rows that share a prefix share its mask")
     layers_to_transform: list[int] | None = Field(None, min_length=1, description="decoder layers that get an adapter, counted from 0; unset: all")
@@ -120,7 +122,7 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
 class RetrieverRecipe(BaseModel):
     """Everything that decides a tuned embedder, besides its base and its dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("retriever", pattern=r"^[a-z][a-z0-9.-]{0,47}$", description="the new embedder's name in models/")
     epochs: int = Field(2, ge=1, description="passes over the pairs")

@@ -191,6 +191,7 @@ def take_step(
     processes = processes or Processes()
     model.train()
     [total_weight] = processes.sum([sum(float(batch.weights.sum()) for batch in batches)])
+    total_weight = total_weight or 1.0  # rows that the recipe gives no weight teach nothing
     idle_passes = processes.passes_to_keep_up(len(batches))  # asked before, so that the processes ask and gather in the same order
     loss = add_gradients(model, batches, total_weight) + sum(add_gradients(model, [IDLE], math.inf) for _ in range(idle_passes))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

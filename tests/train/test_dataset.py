@@ -23,7 +23,7 @@ from train.lint_folder import lint
 from train.recipe import Recipe
 from understudy.cli import build_parser, main
 from understudy.commands.datasets import dataset_show
-from understudy.errors import NotFoundError, TrainingError, UnderstudyError
+from understudy.errors import NotFoundError, StorageError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, write_json
 from understudy.records import Example, Trace
 from understudy.workspace import Workspace, create_workspace
@@ -147,6 +147,15 @@ def test_a_dataset_of_other_prompts_is_refused(workspace: Workspace) -> None:
     with pytest.raises(TrainingError, match="built for prompts before"):
         read_dataset(folder)
     assert [finding["rule"] for finding in lint(workspace, None)["findings"]] == ["prompts"]
+
+
+def test_a_damaged_dataset_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    build_dataset(workspace)
+    for file, text in (("dataset.json", "{}"), ("passages.json", "{}"), ("passages.json", "[]"), ("examples.jsonl", '{"task": "sing"}\n')):
+        folder = shutil.copytree(newest_dataset(workspace), tmp_path / "damaged", dirs_exist_ok=True)
+        (folder / file).write_text(text)
+        with pytest.raises(StorageError, match="the dataset damaged is damaged"):
+            read_dataset(folder)
 
 
 def test_rows_and_rejections_are_shown_a_page_at_a_time(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

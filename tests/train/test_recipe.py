@@ -22,6 +22,8 @@ def test_the_default_recipe_is_the_defaults() -> None:
         ("load_best_model_at_end=true", "load_best_model_at_end: Value error, needs eval_steps"),
         ("early_stopping_patience=2", "early_stopping_patience: Value error, needs eval_steps"),
         ("layers_to_transform=[]", "layers_to_transform"),
+        ("targets=[]", "targets"),
+        ("learning_rate=.inf", "learning_rate: Input should be a finite number"),
         ("lora_dropout=1", "lora_dropout"),
         ("method=ia3 use_rslora=true", "ia3 has no use_rslora"),
         ("fsdp=true", "set method=lora quantisation=none"),
