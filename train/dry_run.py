@@ -43,7 +43,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     batcher = Batcher(rows, passages, tokenizer, recipe)
     check_rows(batcher)
     check_leaks(rows, validation)
-    planned = [batch for epoch in range(recipe.epochs) for batch in batcher.epoch(recipe.seed, epoch)]
+    planned = [batch for epoch in batcher.epochs() for batch in epoch]
     if recipe.max_steps:
         planned = planned[: recipe.max_steps * recipe.batches_per_step]
     batches = sorted(planned, key=distinct_tokens)

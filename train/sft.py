@@ -123,7 +123,7 @@ def fit(
     processes = processes or Processes()
     state = start_or_resume(model, recipe, run, report)
     position = state.position
-    epochs = [batcher.epoch(recipe.seed, epoch) for epoch in range(recipe.epochs)]
+    epochs = batcher.epochs()
     total = sum(len(batches) for batches in epochs)
     saved = time.monotonic()
     with Metrics(run, recipe.report_to, position.steps, processes.is_main) as metrics, Interruption(report) as interruption, progress("training", 1000) as bar:
