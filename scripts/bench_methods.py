@@ -1,6 +1,6 @@
 """`scripts/bench methods`: the training methods on a workspace's newest dataset, the same batches for each.
 
-Each run is a process of its own: it trains on the first --steps batches (rate decayed to zero by then), then takes the validation loss
+Each run is a process of its own: it trains on the batches of the first --steps steps (rate decayed to zero by then), then takes the validation loss
 as `train` does. `ours` is the method's validation loss, `peer` LoRA's in the same call, both in nats a weighted token, `spread` the method's lowest and
 highest over --seeds at the better rate. The validation rows choose between the rates given, for every method alike.
 """
@@ -37,7 +37,7 @@ def run_one(workspace_root: str, recipe: Recipe, steps: int) -> dict[str, Any]:
 
     class FirstBatches(Batcher):
         def epoch(self, seed: int, epoch: int) -> list[Any]:
-            return super().epoch(seed, epoch)[:steps]
+            return super().epoch(seed, epoch)[: steps * recipe.batches_per_step]
 
     keep_freed_memory()
     workspace = open_workspace(workspace_root)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(get_args(MethodName)), help="lora is measured first, unless --lora gives its loss")
     parser.add_argument("--lora", type=float, help="LoRA's validation loss, measured before")
     parser.add_argument("--quantisation", choices=["nf4", "none"], default="none", help="none, because some methods need it")
-    parser.add_argument("--steps", type=int, default=40, help="of training, each run")
+    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of each run")
     parser.add_argument("--rates", default="", help="learning rates to try, the best kept; default: the method's own")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--recipe", help=argparse.SUPPRESS)
@@ -98,13 +98,21 @@ def main() -> None:
     if args.recipe:
         print(json.dumps(run_one(args.workspace, Recipe.model_validate_json(args.recipe), args.steps)))
         return
-    lora = args.lora
+    lora, failed = args.lora, []
     for method in args.methods.split(","):
-        found = measure(args.workspace, method, args.quantisation, args.steps, [float(rate or 0) for rate in args.rates.split(",")], args.seeds)
-        lora = lora or found["validation"]
+        try:
+            found = measure(args.workspace, method, args.quantisation, args.steps, [float(rate or 0) for rate in args.rates.split(",")], args.seeds)
+        except subprocess.CalledProcessError:  # its message is on stderr; the others are measured all the same
+            failed.append(method)
+            continue
         loss = found.pop("validation")
-        row = {"bench": "methods", "ours": round(loss, 4), "peer": round(lora, 4), "peer_name": "lora", "ratio": round(loss / lora, 3), "unit": "nats a token"}
-        print(json.dumps(row | {"n": args.seeds, "method": method, "quantisation": args.quantisation, "served": is_served(method), **found}), flush=True)
+        if method == "lora" and lora is None:
+            lora = loss
+        row = {"bench": "methods", "ours": round(loss, 4), "peer": lora and round(lora, 4), "peer_name": "lora", "ratio": lora and round(loss / lora, 3)}
+        row |= {"unit": "nats a token", "n": args.seeds, "method": method, "quantisation": args.quantisation, "served": is_served(method)}
+        print(json.dumps(row | found), flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(MMAP_THRESHOLD, 2**30)
 
 
-def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
-    """The frozen base on the GPU if there is one, else the CPU, in bf16 or double-quantised NF4. Raises TrainingError."""
+def load_base(folder: Path, quantisation: str, on_cpu: bool = False) -> PreTrainedModel:
+    """The frozen base on the GPU if there is one and it may be there, else the CPU, in bf16 or double-quantised NF4. Raises TrainingError."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = {}
@@ -50,7 +50,7 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
             attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
-            device_map=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu",
+            device_map=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() and not on_cpu else "cpu",
             **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -61,9 +61,9 @@ def load_base(folder: Path, quantisation: str) -> PreTrainedModel:
 
 def load_trainable(folder: Path, recipe: Recipe, sample: Sample = list) -> PreTrainedModel:
     """The base with what the recipe trains on it, fresh, and the attention that suits the device. Raises TrainingError."""
-    model = load_base(folder, recipe.quantisation)
+    model = load_base(folder, recipe.quantisation, on_cpu=recipe.fsdp)
     check_architecture(model.config)
-    if model.device.type == "cpu":
+    if not torch.cuda.is_available():
         attend_by_branch(model)
     else:
         attend_on_gpu(model)

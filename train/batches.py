@@ -52,6 +52,16 @@ class Batcher:
             self._epochs[seed, epoch] = [batch for rows in drawn for batch in self._split(rows)]
         return self._epochs[seed, epoch]
 
+    def epochs(self) -> list[list[list[Row]]]:
+        """The batches of every epoch of the recipe, as far as its `max_steps` can reach."""
+        recipe, dealt, count = self._recipe, list[list[list[Row]]](), 0
+        for epoch in range(recipe.epochs):
+            if recipe.max_steps and count >= recipe.max_steps * recipe.batches_per_step:
+                break
+            dealt.append(self.epoch(recipe.seed, epoch))
+            count += len(dealt[-1])
+        return dealt
+
     def canonical(self) -> Iterator[list[Row]]:
         """Every row in the passage order of inference, for validation."""
         for unit in self.units:

@@ -1,4 +1,4 @@
-"""Any chat JSONL as a dataset to train on: {"messages": […]} rows, as OpenAI, Fireworks and TRL write them.
+"""Any chat JSONL as a dataset to train on: {"messages": […]} rows, as OpenAI, Fireworks and TRL write them, or ShareGPT's.
 
 Every assistant's turn that is not weighed 0 is a row, after all that was said before it: the rows of a conversation share their prefix.
 Nothing of such a file is verified against the corpus. Its lineage is the file, by digest.
@@ -7,6 +7,7 @@ Nothing of such a file is verified against the corpus. Its lineage is the file, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from understudy.workspace import Workspace
 VALIDATION_SHARE = 0.05  # of the conversations, near-duplicates on one side
 FEWEST = 40  # conversations, below which none is spared for validation
 SHOWN_FAULTS = 5
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # ShareGPT's, and OpenAI's newer one
 
 
 def import_chat_file(workspace: Workspace, path: Path) -> Path:
@@ -37,7 +39,8 @@ def import_chat_file(workspace: Workspace, path: Path) -> Path:
 def read_conversations(path: Path) -> list[list[tuple[Message, bool]]]:
     """The messages of each row, with whether they are to be learnt. Raises TrainingError with the first faults and their lines."""
     conversations, faults = [], []
-    for line, row in numbered_rows(path):
+    for line, written in numbered_rows(path):
+        row = as_messages(written)
         if found := faults_of(row):
             faults.append(f"line {line}: {found[0]}")
         else:
@@ -50,21 +53,32 @@ def read_conversations(path: Path) -> list[list[tuple[Message, bool]]]:
     return conversations
 
 
+def as_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in the form that is read here: ShareGPT's names replaced, a developer called system, parts of text joined by lines, as vLLM joins them."""
+    turns = row.get("messages", row.get("conversations"))
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return row
+    return {key: value for key, value in row.items() if key != "conversations"} | {"messages": [_as_message(turn) for turn in turns]}
+
+
+def _as_message(turn: dict[str, Any]) -> dict[str, Any]:
+    message = {{"from": "role", "value": "content"}.get(key, key): value for key, value in turn.items()}
+    if isinstance(message.get("role"), str):
+        message["role"] = ROLES.get(message["role"], message["role"])
+    parts = message.get("content")
+    if isinstance(parts, list) and parts and all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+        message["content"] = "\n".join(part["text"] for part in parts)
+    return message
+
+
 def faults_of(row: dict[str, Any]) -> list[str]:
     """Why a row is no conversation that can be learnt; empty for one that can."""
     messages = row.get("messages")
+    if "messages" not in row:
+        return [f"it has no `messages`, but {', '.join(sorted(row)) or 'nothing'}"]
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         return ["`messages` is not a list of messages"]
-    faults = []
-    for number, message in enumerate(messages, 1):
-        if message.get("role") not in ("system", "user", "assistant"):
-            faults.append(f"message {number} has the role {message.get('role')!r}: system, user or assistant")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            faults.append(f"message {number} has no text")
-        elif message["content"].encode("utf-8", "replace").decode() != message["content"]:
-            faults.append(f"message {number} holds half a surrogate pair, which UTF-8 cannot")
-        if message.get("weight", 1) not in (0, 1):
-            faults.append(f"message {number} has a weight other than 0 or 1")
+    faults = [fault for number, message in enumerate(messages, 1) for fault in _message_faults(number, message)]
     roles = [message.get("role") for message in messages]
     if "system" in roles[1:]:
         faults.append("a system message is not the first")
@@ -76,6 +90,20 @@ def faults_of(row: dict[str, Any]) -> list[str]:
     elif not any(is_learnt(message) for message in messages):
         faults.append("every turn of the assistant has the weight 0")
     return faults
+
+
+def _message_faults(number: int, message: dict[str, Any]) -> Iterator[str]:
+    content = message.get("content")
+    if message.get("role") not in ("system", "user", "assistant"):
+        yield f"message {number} has the role {message.get('role')!r}: system, user or assistant"
+    if message.get("tool_calls"):
+        yield f"message {number} calls a tool, which is not learnt here"
+    elif not isinstance(content, str) or not content.strip():
+        yield f"message {number} has no text"
+    elif content.encode("utf-8", "replace").decode() != content:
+        yield f"message {number} holds half a surrogate pair, which UTF-8 cannot"
+    if message.get("weight", 1) not in (0, 1):
+        yield f"message {number} has a weight other than 0 or 1"
 
 
 def is_learnt(message: dict[str, Any]) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from rag.eval.labels import reviewed_questions
 from rag.prompts import ABSTENTION, PROMPT_VERSION, example_messages
 from train.examples import Mix, build_examples, draw_passages, planned_query
@@ -20,7 +22,7 @@ from train.ledger import Barred, Rejection, Rules, Verified, verify_traces
 from train.replay import Replay, replay_some
 from understudy.adapters import manifests
 from understudy.digests import canonical_json, digest_of
-from understudy.errors import NotFoundError, TrainingError, UnderstudyError
+from understudy.errors import NotFoundError, StorageError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from understudy.models import model_path
 from understudy.records import Example, Trace
@@ -208,14 +210,22 @@ def read_dataset(folder: Path) -> tuple[list[Example], dict[str, str], dict[str,
 
     Raises NotFoundError, StorageError, or TrainingError where it was built for other prompts than inference renders now.
     """
-    summary = read_json(folder / "dataset.json")
-    if summary["prompt_version"] not in (PROMPT_VERSION, IMPORTED):
+    summary, passages = read_json(folder / "dataset.json"), read_json(folder / "passages.json")
+    rows = read_jsonl(folder / "examples.jsonl")
+    try:
+        version, examples = summary["prompt_version"], [Example.model_validate(row) for row in rows]
+        for chunk_id in {chunk_id for example in examples for chunk_id in example.passage_ids}:
+            passages[chunk_id]
+    except (ValidationError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"the dataset {folder.name[:12]} is damaged: {error}", "`dataset lint` names the rows; `understudy dataset build` makes it anew"
+        ) from error
+    if version not in (PROMPT_VERSION, IMPORTED):
         raise TrainingError(
-            f"the dataset {folder.name[:12]} was built for prompts {summary['prompt_version']}, and these are {PROMPT_VERSION}",
+            f"the dataset {folder.name[:12]} was built for prompts {version}, and these are {PROMPT_VERSION}",
             "run `understudy dataset build`",
         )
-    examples = [Example.model_validate(row) for row in read_jsonl(folder / "examples.jsonl")]
-    return examples, read_json(folder / "passages.json"), summary
+    return examples, passages, summary
 
 
 def read_ledger(folder: Path) -> list[Rejection]:

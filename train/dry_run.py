@@ -28,18 +28,22 @@ TIMED = (1 / 6, 1 / 2, 5 / 6)  # the batches that are timed, by size: each stand
 
 
 def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero."""
+    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero.
+
+    It is one process with the whole base, whatever `fsdp` says.
+    """
     from transformers import AutoTokenizer
 
     keep_freed_memory()
+    recipe = recipe.model_copy(update={"fsdp": False})
     examples, passages, _ = read_dataset(find_dataset(workspace, recipe.dataset))
     base = model_path(workspace, recipe.base or workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     rows, validation = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(rows, passages, tokenizer, recipe)
-    check_rows(batcher, len(rows))
+    check_rows(batcher)
     check_leaks(rows, validation)
-    planned = [batch for epoch in range(recipe.epochs) for batch in batcher.epoch(recipe.seed, epoch)]
+    planned = [batch for epoch in batcher.epochs() for batch in epoch]
     if recipe.max_steps:
         planned = planned[: recipe.max_steps * recipe.batches_per_step]
     batches = sorted(planned, key=distinct_tokens)

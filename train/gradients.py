@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from train.trie import TrieBatch, weighted_loss
 
@@ -46,9 +47,9 @@ def add_gradients(model: PreTrainedModel, batches: Sequence[TrieBatch], total_we
 
 
 def workers_for(model: PreTrainedModel, batches: int) -> int:
-    """How many batches are computed at once: on a CPU as many as there are cores; one where chance would depend on who comes first."""
-    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return 1 if model.device.type != "cpu" or draws else max(1, min(batches, len(os.sched_getaffinity(0)), torch.get_num_threads()))
+    """How many batches are computed at once: on a CPU as many as there are cores; one where chance, or what processes gather, depends on who is first."""
+    ordered = any(isinstance(module, FSDPModule) or (isinstance(module, nn.Dropout) and module.p > 0) for module in model.modules())
+    return 1 if model.device.type != "cpu" or ordered else max(1, min(batches, len(os.sched_getaffinity(0)), torch.get_num_threads()))
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
-from train.chat_file import faults_of, is_learnt
+from train.chat_file import as_messages, faults_of, is_learnt
 from understudy.chat import encode_example, render_prompt
 from understudy.digests import digest_of
 from understudy.errors import NotFoundError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FIREWORKS_ROWS = (3, 3_000_000)  # docs.fireworks.ai, Supervised Fine Tuning - Text, November 2026
 FIREWORKS_UPLOAD = 150 * 2**20  # bytes in one request; a larger file goes by a signed URL
 FEWEST_ROWS = 2  # that training takes
+Fault = tuple[str, Literal["error", "warning"], str]  # rule, level, message
+SHAPE: Fault = ("shape", "warning", 'training here reads it as {"messages": [{"role", "content"}, …]}; Fireworks, and TRL for some of it, want it written so')
 
 
 class Finding(Record):
@@ -54,7 +56,9 @@ def lint_file(path: Path, tokenizer: PreTrainedTokenizerBase, limits: Limits, is
         if row is None:
             findings.append(Finding(file=path.name, row=line, rule="json", message="it is not one JSON object in UTF-8"))
             continue
-        found = list(row_findings(row, tokenizer, limits))
+        row, written = as_messages(row), row
+        found = [SHAPE] if row != written else []
+        found += row_findings(row, tokenizer, limits)
         if not any(rule == "roles" for rule, _, _ in found):
             found += _repeated(row, line, seen)
         findings += [Finding(file=path.name, row=line, rule=rule, level=level, message=message) for rule, level, message in found]
@@ -73,13 +77,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _object(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line, or None."""
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-Fault = tuple[str, Literal["error", "warning"], str]  # rule, level, message
 
 
 def row_findings(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rag.prompts import example_messages
 from train.batches import Batcher
 from train.gradients import workers_for
+from train.lint import FEWEST_ROWS
 from train.memory import activation_bytes, free_bytes, head_bytes, optimiser_bytes
 from train.recipe import Recipe
 from train.trie import Row, distinct_tokens, merge_tries
@@ -27,13 +28,15 @@ SHOWN = 3  # offenders of a kind
 CHECKPOINT_BYTES = 16  # per trained parameter, in float32: weight, two moments, best weight
 
 
-def check_rows(batcher: Batcher, count: int) -> None:
+def check_rows(batcher: Batcher) -> None:
     """Find rows that would waste a run before it starts; raises TrainingError."""
     census = batcher.census
-    if count < 2:
-        raise TrainingError(f"{count} training rows are too few", "import more answers with `understudy traces import`, then build the dataset again")
-    if not batcher.units:
-        raise TrainingError("every row is longer than the recipe's max_length", "raise max_length, or lower ingest.chunk_tokens or retrieval.k")
+    if census.rows < FEWEST_ROWS:
+        left_out, remedy = "", "give more rows (equal ones count once); a dataset built here grows with `understudy traces import`"
+        if census.left_out:
+            left_out = f": {len(census.left_out)} are longer than the recipe's max_length"
+            remedy = "raise max_length, or lower ingest.chunk_tokens or retrieval.k"
+        raise TrainingError(f"{census.rows} training rows are too few{left_out}", remedy)
     if census.faulty:
         first = "; ".join(f"{_named(example)}: {why}" for why, example in census.faulty[:SHOWN])
         raise TrainingError(f"{len(census.faulty)} of {census.rows} rows cannot be learnt, such as {first}", "build the dataset again, or correct its file")

@@ -1,7 +1,8 @@
 """Several processes as one run: each computes its share of a step's batches, and their gradients are summed.
 
 `accelerate launch` or `torchrun` start them. A step is the same step whatever computes it, so one recipe gives one adapter, up to
-the order of the sums. Every process holds the whole base; nothing of it is sharded (FSDP).
+the order of the sums. Every process holds the whole base, or with `fsdp` a share of its layers (ZeRO-3, arXiv:1910.02054, by PyTorch's FSDP2);
+the adapter and its moments are small, and whole in each.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from train.recipe import Recipe
+from train.trie import backbone
 from understudy.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
@@ -26,6 +29,7 @@ class Processes:
     """The processes of this run: one, unless a launcher says otherwise in WORLD_SIZE."""
 
     def __init__(self) -> None:
+        self._is_sharded = False
         self.count, self.index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         if self.count > 1:
             from accelerate import PartialState
@@ -38,12 +42,32 @@ class Processes:
         return self.index == 0
 
     def check(self, recipe: Recipe) -> None:
-        """Raise UsageError where a step has too few batches for every process."""
+        """Raise UsageError where a step has too few batches for every process, or there is nobody to share the base with."""
+        if recipe.fsdp and self.count == 1:
+            raise UsageError("fsdp shares the base out among processes, and this is one", "start several: accelerate launch --num_processes 2 …")
         if recipe.batches_per_step < self.count:
             raise UsageError(
                 f"batches_per_step={recipe.batches_per_step} leaves some of {self.count} processes idle",
                 f"set batches_per_step={self.count} or a multiple of it",
             )
+
+    def shard(self, model: PreTrainedModel) -> str:
+        """Share the frozen weights of the decoder's layers out; a layer's are gathered while it computes. Returns what each process holds, for a person."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self._state.device.type, (self.count,))
+        layers = backbone(model).layers
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params={p for p in layer.parameters() if p.requires_grad})
+        model.to(self._state.device)
+        self._is_sharded = True
+        frozen: list[Any] = [p for p in layers.parameters() if not p.requires_grad]
+        return f"each of {self.count} processes holds {sum(p.to_local().numel() for p in frozen):,} of the layers' {sum(p.numel() for p in frozen):,} weights"
+
+    def passes_to_keep_up(self, batches: int) -> int:
+        """How many passes more than for its own batches this process takes, so that every process gathers every layer as often."""
+        return int(self.greatest([batches])[0]) - batches if self._is_sharded else 0
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of a step's batches."""

@@ -23,7 +23,7 @@ LEARNING_RATES = {"ia3": 1e-2, "bitfit": 5e-3, "prompt_tuning": 1e-1, "prefix_tu
 class Recipe(BaseModel):
     """Everything that decides an adapter, besides its dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("handbooks", pattern=r"^[a-z][a-z0-9-]{0,47}$", description="the adapter's name")
     dataset: str | None = Field(None, description="what to learn from: any chat JSONL file, or a dataset's digest or folder; unset: the dataset built last")
@@ -36,12 +36,15 @@ class Recipe(BaseModel):
     rank: int = Field(16, ge=1, le=512, description="LoRA rank r")
     alpha: int = Field(32, ge=1, description="LoRA alpha")
     virtual_tokens: int = Field(20, ge=1, le=1000, description="virtual tokens of prompt_tuning and prefix_tuning")
-    targets: list[str] = Field(default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], description="layers that get an adapter")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1, description="layers that get an adapter"
+    )
     use_rslora: bool = Field(False, description="scale by alpha/√rank (arXiv:2312.03732) in place of alpha/rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of what enters the adapter; rows that share a prefix share its mask")
     layers_to_transform: list[int] | None = Field(None, min_length=1, description="decoder layers that get an adapter, counted from 0; unset: all")
     unfreeze_ratio: float = Field(0.0, ge=0, le=1, description="share of training over which layers thaw, the last first (arXiv:1801.06146)")
     warm_start: str | None = Field(None, description="adapter, NAME or NAME@DIGEST, whose weights training starts from")
+    fsdp: bool = Field(False, description="several processes share the base's layers out among them (FSDP2), in place of the whole base in each")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
     optim: Literal["adamw_torch", "paged_adamw_8bit"] = Field("adamw_torch", description="AdamW's moments: float32, or 8 bits in pageable memory")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
@@ -73,11 +76,14 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_method(self) -> Recipe:
-        set_anyway = self.model_fields_set & {"use_rslora", "lora_dropout", "layers_to_transform", "warm_start"}
+        lora_only = ("use_rslora", "lora_dropout", "layers_to_transform", "warm_start")
+        set_anyway = [key for key in lora_only if getattr(self, key) != type(self).model_fields[key].default]
         if set_anyway and self.method not in ("lora", "dora"):
             raise ValueError(f"{self.method} has no {', '.join(sorted(set_anyway))}")
         if self.method == "prefix_tuning" and self.gradient_checkpointing:
             raise ValueError("prefix_tuning and gradient_checkpointing exclude each other: transformers would drop the prefix")
+        if self.fsdp and (self.method, self.quantisation) != ("lora", "none"):
+            raise ValueError("fsdp shares out plain weights under lora: set method=lora quantisation=none")
         if self.method in ("fishmask", "far") and self.quantisation != "none":
             raise ValueError(f"{self.method} changes the base's own weights: set quantisation=none")
         return self
@@ -116,7 +122,7 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
 class RetrieverRecipe(BaseModel):
     """Everything that decides a tuned embedder, besides its base and its dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("retriever", pattern=r"^[a-z][a-z0-9.-]{0,47}$", description="the new embedder's name in models/")
     epochs: int = Field(2, ge=1, description="passes over the pairs")

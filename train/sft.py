@@ -28,9 +28,9 @@ from train.processes import Processes
 from train.recipe import Recipe
 from train.schedule import has_stalled, learning_rate, share_done, thaw
 from train.stops import Interruption, NotFinite, explained
-from train.trie import TrieBatch, merge_tries, weighted_loss
+from train.trie import Row, TrieBatch, merge_tries, weighted_loss
 from train.warm_start import find_warm_start, load_warm_start
-from understudy.chat import template_digest
+from understudy.chat import Encoded, template_digest
 from understudy.digests import digest_of, digest_of_file
 from understudy.models import model_path, weights_digest
 from understudy.progress import Progress, SilentProgress, is_colourful
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VALIDATION_BATCHES = 12  # of the validation rows: a bounded share of the time
-UNDECIDING = {"report_to", "checkpoint_minutes", "dataset"}  # what a run may change its mind about when it goes on, and what is known by its digest
+UNDECIDING = {"report_to", "checkpoint_minutes", "dataset", "fsdp"}  # what a run may change its mind about when it goes on, and what is known by its digest
+IDLE = merge_tries([Row(Encoded([0, 0], 1))])  # a pass over it costs next to nothing, and its gradient over an infinite weight is zero
 SAMPLED_BATCHES = 16  # that a method chooses by
 
 
@@ -74,7 +75,7 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     train_rows, validation_rows = rows_to_learn(examples, recipe.steps)
     batcher = Batcher(train_rows, passages, tokenizer, recipe)
     validator = Batcher(validation_rows, passages, tokenizer, recipe)
-    check_rows(batcher, len(train_rows))
+    check_rows(batcher)
     check_leaks(train_rows, validation_rows)
     if warning := serving_warning(recipe.method):
         report(warning)
@@ -87,6 +88,8 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     check_layers(model.config, recipe)
     if start:
         load_warm_start(model, start[1])
+    if recipe.fsdp:
+        report(processes.shard(model))
     check_disk(run, model)
     report(describe_memory(model, recipe, batcher.epoch(recipe.seed, 0)))
     with processes.main_first():
@@ -120,7 +123,7 @@ def fit(
     processes = processes or Processes()
     state = start_or_resume(model, recipe, run, report)
     position = state.position
-    epochs = [batcher.epoch(recipe.seed, epoch) for epoch in range(recipe.epochs)]
+    epochs = batcher.epochs()
     total = sum(len(batches) for batches in epochs)
     saved = time.monotonic()
     with Metrics(run, recipe.report_to, position.steps, processes.is_main) as metrics, Interruption(report) as interruption, progress("training", 1000) as bar:
@@ -188,7 +191,9 @@ def take_step(
     processes = processes or Processes()
     model.train()
     [total_weight] = processes.sum([sum(float(batch.weights.sum()) for batch in batches)])
-    loss = add_gradients(model, batches, total_weight)
+    total_weight = total_weight or 1.0  # rows that the recipe gives no weight teach nothing
+    idle_passes = processes.passes_to_keep_up(len(batches))  # asked before, so that the processes ask and gather in the same order
+    loss = add_gradients(model, batches, total_weight) + sum(add_gradients(model, [IDLE], math.inf) for _ in range(idle_passes))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
     loss, tokens, distinct = processes.sum([loss, sum(batch.tokens for batch in batches), sum(len(batch.ids) for batch in batches)])

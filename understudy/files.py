@@ -70,9 +70,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(1-based line number, object) of each non-empty line of a JSONL file."""
+    """(1-based line number, object) of each non-empty line of a JSONL file; a byte-order mark is passed over."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist", "check the path") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -82,7 +82,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{path} line {number} is not JSON: {error}", "one JSON object a line") from error
         if not isinstance(row, dict):
             raise StorageError(f"{path} line {number} is not a JSON object", "one JSON object a line")

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.calibrate import WITH_COPIED_QUOTES, WITHOUT_PLAN, Tried, attempts_of, calibrate, calibration_json, cross_fit, fit_calibration, fit_signals
+from rag.calibrate import (
+    WITH_COPIED_QUOTES,
+    WITHOUT_PLAN,
+    Tried,
+    attempts_of,
+    calibrate,
+    calibration_json,
+    calibration_key,
+    cross_fit,
+    fit_calibration,
+    fit_signals,
+)
 from rag.policy import WHOLE_GRAPH, Policy
 from rag.prompts import ABSTENTION
 from rag.retrieve import Retriever
@@ -19,6 +30,7 @@ from tests.rag.test_agent import QUESTION, RIGHT, ask, tools_of
 from tests.scripted import Endpoint
 from understudy.progress import show_progress
 from understudy.records import Question
+from understudy.settings.answers import Agent
 
 SIGNALS_MADE = st.fixed_dictionaries(dict.fromkeys(SIGNALS, st.integers(-3, 3).map(float)))
 
@@ -149,3 +161,11 @@ def test_calibrating_sends_each_question_every_way_and_keeps_what_it_learnt(endp
     assert (result["questions"], result["policy"]) == (4, WHOLE_GRAPH.model_dump())
     (tmp_path / "calibration.json").write_text(kept.model_copy(update={"version": 1}).model_dump_json())
     assert read_calibration(tmp_path) is None  # it knows other signals
+
+
+def test_a_calibration_is_kept_for_what_it_rests_on_alone(retriever: Retriever) -> None:
+    agent = Agent()
+    others = [agent.model_copy(update={"max_rounds": 1}), agent.model_copy(update={"max_false_abstentions": 0.5})]
+    keys = {calibration_key("questions", retriever, "weights", each) for each in [agent, *others]}
+    assert len(keys) == 3
+    assert calibration_key("questions", retriever, "weights", agent.model_copy(update={"max_seconds": 3.0})) in keys

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from rag.eval.questions import read_questions
 from rag.prompts import ABSTENTION, example_messages
 from train.batches import Batcher
+from train.chat_file import read_conversations
 from train.dataset import build_dataset, find_dataset, newest_dataset, read_dataset, read_ledger, rows_to_learn
 from train.examples import draw_passages
 from train.lint_folder import lint
 from train.recipe import Recipe
 from understudy.cli import build_parser, main
 from understudy.commands.datasets import dataset_show
-from understudy.errors import NotFoundError, TrainingError, UnderstudyError
+from understudy.errors import NotFoundError, StorageError, TrainingError, UnderstudyError
 from understudy.files import read_json, read_jsonl, write_json
 from understudy.records import Example, Trace
 from understudy.workspace import Workspace, create_workspace
@@ -148,6 +149,15 @@ def test_a_dataset_of_other_prompts_is_refused(workspace: Workspace) -> None:
     assert [finding["rule"] for finding in lint(workspace, None)["findings"]] == ["prompts"]
 
 
+def test_a_damaged_dataset_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    build_dataset(workspace)
+    for file, text in (("dataset.json", "{}"), ("passages.json", "{}"), ("passages.json", "[]"), ("examples.jsonl", '{"task": "sing"}\n')):
+        folder = shutil.copytree(newest_dataset(workspace), tmp_path / "damaged", dirs_exist_ok=True)
+        (folder / file).write_text(text)
+        with pytest.raises(StorageError, match="the dataset damaged is damaged"):
+            read_dataset(folder)
+
+
 def test_rows_and_rejections_are_shown_a_page_at_a_time(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     built = build_dataset(workspace)
     total = sum(built["examples"].values())
@@ -177,22 +187,41 @@ def test_any_chat_file_is_a_dataset(workspace: Workspace, tmp_path: Path, tokeni
     messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
     messages[3]["weight"] = 0
     other = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    asked = [{"type": "text", "text": "Why?"}]
+    elsewhere = [{"from": "developer", "value": "Be brief."}, {"from": "human", "value": asked}, {"from": "gpt", "value": "Because."}]
+    rows: list[dict[str, Any]] = [{"messages": messages}, {"messages": other}, {"conversations": elsewhere}]
     file = tmp_path / "chat.jsonl"
-    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in (messages, other, other)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8-sig")
     folder = find_dataset(workspace, str(file))
     assert find_dataset(workspace, str(file)) == find_dataset(workspace, folder.name[:10]) == folder
     assert newest_dataset(workspace) == built  # an imported file is trained on only where it is named
     examples, passages, summary = read_dataset(folder)
     assert [(example.target, len(example.messages)) for example in examples] == [("Yes.", 1), ("Nothing.", 5), ("Because.", 2)]
     assert (summary["lineage"], summary["source"], summary["examples"]) == ("imported file", "chat.jsonl", {"train": 3, "validation": 0})
-    rows = [row for batch in Batcher(examples, passages, tokenizer, Recipe()).epoch(0, 0) for row in batch]
-    assert sorted(tokenizer.decode(row.encoded.ids[row.encoded.completion :]) for row in rows) == ["Because.<|end|>", "Nothing.<|end|>", "Yes.<|end|>"]
-    assert all(row.weight == 1.0 and row.first_weight is None for row in rows)
+    dealt = [row for batch in Batcher(examples, passages, tokenizer, Recipe()).epoch(0, 0) for row in batch]
+    assert sorted(tokenizer.decode(row.encoded.ids[row.encoded.completion :]) for row in dealt) == ["Because.<|end|>", "Nothing.<|end|>", "Yes.<|end|>"]
+    assert all(row.weight == 1.0 and row.first_weight is None for row in dealt)
     file.write_text('{"messages": [{"role": "user", "content": "Who?"}]}\n')
     with pytest.raises(TrainingError, match="line 1: the last message is not the assistant's"):
         find_dataset(workspace, str(file))
     assert main(["--workspace", str(workspace.root), "dataset", "lint", str(file)]) == 3
     assert "chat.jsonl row 1: error: roles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "holds no conversation"),
+        ('{"prompt": "Who?", "completion": "Me."}', "line 1: it has no `messages`, but completion, prompt"),
+        ('{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "tool_calls": [{}]}]}', "line 1: message 2 calls a tool"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ('[{"messages": []}]', "line 1 is not a JSON object"),
+    ],
+)
+def test_a_file_that_holds_no_conversations_is_refused_with_its_line(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(text)
+    with pytest.raises(UnderstudyError, match=fault):
+        read_conversations(tmp_path / "chat.jsonl")
 
 
 def test_conversations_are_split_by_near_duplicates(workspace: Workspace, tmp_path: Path) -> None:

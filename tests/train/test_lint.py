@@ -41,6 +41,8 @@ def found(rows: list[Any], path: Path, tokenizer: PreTrainedTokenizerFast) -> li
         ({"messages": [USER, {**ASSISTANT, "content": "\ud800"}]}, "roles", "error"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "roles", "error"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "roles", "error"),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "roles", "error"),
+        ({"conversations": [{"from": "human", "value": "Say:"}, {"from": "gpt", "value": "Me."}]}, "shape", "warning"),
         ({"messages": [{**USER, "content": "Say:"}, ASSISTANT], "kind": "x"}, "keys", "warning"),
         ({"messages": [{**USER, "content": "Say:", "name": "Ann"}, ASSISTANT]}, "keys", "warning"),
         ({"messages": [{**USER, "content": "x y " * 400}, ASSISTANT]}, "mask", "error"),
@@ -59,7 +61,10 @@ def test_a_faulty_row_is_found(row: dict[str, Any], rule: str, level: str, tmp_p
 
 
 def test_a_file_that_is_not_whole_is_found(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert found([FINE[0], '{"messages": [', FINE[1], "[]"], tmp_path / "chat.jsonl", tokenizer) == [(2, "json", "error"), (4, "json", "error")]
+    assert found(["\ufeff" + json.dumps(FINE[0]), '{"messages": [', FINE[1], "[]"], tmp_path / "chat.jsonl", tokenizer) == [
+        (2, "json", "error"),
+        (4, "json", "error"),
+    ]
     assert found([], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2  # here and on Fireworks
     assert found(FINE[:1], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")] * 2
     assert found(FINE[:2], tmp_path / "chat.jsonl", tokenizer) == [(None, "rows", "error")]

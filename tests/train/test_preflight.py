@@ -33,7 +33,7 @@ def batcher_of(examples: list[Example], passages: dict[str, str], tokenizer: Pre
 
 def test_sound_rows_pass_and_are_described(batcher_of: Make, tokenizer: PreTrainedTokenizerFast) -> None:
     batcher = batcher_of()
-    check_rows(batcher, 5)
+    check_rows(batcher)
     [line] = describe_rows(batcher, tokenizer)
     assert line.startswith("5 rows, ")
     assert "every target ends in <|end|>" in line
@@ -41,14 +41,17 @@ def test_sound_rows_pass_and_are_described(batcher_of: Make, tokenizer: PreTrain
 
 def test_too_few_rows_and_only_long_ones_are_refused(batcher_of: Make) -> None:
     with pytest.raises(TrainingError, match="1 training rows are too few"):
-        check_rows(batcher_of(1), 1)
+        check_rows(batcher_of(1))
     with pytest.raises(TrainingError, match="longer than the recipe's max_length"):
-        check_rows(batcher_of(recipe=Recipe(max_length=64)), 5)
+        check_rows(batcher_of(recipe=Recipe(max_length=64)))
+    tokens = sorted(len(row.encoded.ids) for batch in batcher_of().epoch(0, 0) for row in batch)
+    with pytest.raises(TrainingError, match="1 training rows are too few: 4 are longer"):
+        check_rows(batcher_of(recipe=Recipe(max_length=tokens[0])))
 
 
 def test_a_row_without_a_target_is_named(batcher_of: Make) -> None:
     with pytest.raises(TrainingError, match=r"5 of 5 rows cannot be learnt, such as .*thing 0.*no target to learn"):
-        check_rows(batcher_of(target=""), 5)
+        check_rows(batcher_of(target=""))
 
 
 def test_a_target_without_an_end_is_named(batcher_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +63,7 @@ def test_a_target_without_an_end_is_named(batcher_of: Make, monkeypatch: pytest.
 
     monkeypatch.setattr("train.batches.encode_example", without_end)
     with pytest.raises(TrainingError, match="no end of sequence after its target"):
-        check_rows(batcher_of(), 5)
+        check_rows(batcher_of())
 
 
 def test_repeated_and_left_out_rows_are_told_with_the_longest(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> None:

@@ -68,15 +68,17 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(make_workspace: Callable[[],
 
 
 @pytest.mark.training
-def test_two_processes_train_the_adapter_of_one(make_workspace: Callable[[], Workspace]) -> None:
-    recipe = RECIPE.model_copy(update={"batches_per_step": 3, "max_steps": 4, "lora_dropout": 0.0})
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_the_adapter_of_one(fsdp: bool, make_workspace: Callable[[], Workspace]) -> None:
+    recipe = RECIPE.model_copy(update={"batches_per_step": 3, "max_steps": 4, "lora_dropout": 0.0, "fsdp": fsdp})  # two batches for one, one for the other
     one, two = make_workspace(), make_workspace()
-    train(one, recipe, lambda _: None, show_progress)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    command = [*launch, "--dynamo_backend=no", "-m", "understudy.cli", "--workspace", str(two.root), "train"]
+    train(one, recipe.model_copy(update={"fsdp": False}), lambda _: None, show_progress)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*launch, "understudy.cli", "--workspace", str(two.root), "train"]
     settings = [f"{key}={json.dumps(value)}" for key, value in recipe.model_dump(exclude_defaults=True).items()]
     done = subprocess.run([*command, *settings, "--json"], env=ONE_THREAD, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert ("each of 2 processes holds 7,744 of the layers' 15,488 weights" in done.stderr) == fsdp
     assert json.loads(done.stdout)["steps"] == 4  # one process prints
     found, wanted = load_file(adapter_of(two) / WEIGHTS), load_file(adapter_of(one) / WEIGHTS)
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
@@ -84,9 +86,11 @@ def test_two_processes_train_the_adapter_of_one(make_workspace: Callable[[], Wor
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_a_step_of_fewer_batches_than_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_with_nothing_to_do_or_to_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes()
     processes.check(Recipe())
     monkeypatch.setattr(processes, "count", 4)
     with pytest.raises(UsageError, match="batches_per_step=2 leaves some of 4 processes idle"):
         processes.check(Recipe(batches_per_step=2))
+    with pytest.raises(UsageError, match="fsdp shares the base out among processes, and this is one"):
+        Processes().check(Recipe(fsdp=True, quantisation="none"))

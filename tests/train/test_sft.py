@@ -120,6 +120,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(train
     assert all(loss == loss for loss in resumed.losses)
 
 
+def test_a_step_of_rows_without_weight_is_a_step(train_in: Fit, tmp_path: Path) -> None:
+    position, _ = train_in(tmp_path, recipe=RECIPE.model_copy(update={"plan_weight": 0.0, "batches_per_step": 1, "epochs": 1}))
+    assert 0.0 in position.losses  # of plans alone
+    assert all(loss == loss for loss in position.losses)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
