@@ -28,6 +28,7 @@ from understudy.digests import digest_of
 from understudy.errors import EndpointError
 from understudy.progress import Progress
 from understudy.records import Chunk, Question, Trace
+from understudy.settings.answers import Agent
 
 FOLDS = 5
 WITHOUT_PLAN = Policy(plans_first=False)
@@ -92,9 +93,10 @@ class Arm:
         return scores, gains
 
 
-def calibration_key(questions_digest: str, retriever: Retriever, weights: str, max_false_abstentions: float) -> str:
+def calibration_key(questions_digest: str, retriever: Retriever, weights: str, settings: Agent) -> str:
     """Digest of everything a calibration rests on; `weights` is the digest of the model's."""
-    return digest_of([questions_digest, retriever.generation, retriever.settings.model_dump(), PROMPT_VERSION, weights, max_false_abstentions])
+    decided_by = [settings.max_false_abstentions, settings.max_rounds]
+    return digest_of([questions_digest, retriever.generation, retriever.settings.model_dump(), PROMPT_VERSION, weights, *decided_by])
 
 
 async def calibrate(

@@ -121,7 +121,7 @@ def calibrate(args: Namespace) -> Outcome:
     questions = read_questions(path)
     refuse_trained_on(workspace, questions, [name])
     retriever = open_retriever(workspace)
-    key, kept = calibration_key(digest_of_file(path), retriever, folder.name, workspace.config.agent.max_false_abstentions), read_calibration(folder)
+    key, kept = calibration_key(digest_of_file(path), retriever, folder.name, workspace.config.agent), read_calibration(folder)
     if kept and kept.key == key:
         return Outcome(calibration_json(kept), [f"{name} was calibrated on these questions already"])
     with engine_for(workspace, report) as engine:
