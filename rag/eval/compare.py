@@ -40,7 +40,7 @@ class _Report(BaseModel):
     models: list[_Measured] = Field(min_length=1)
     pairs: list[dict[str, Any]]
     verdict: str
-    finished_at: float = 0.0
+    finished_at: float | None = None
     provenance: _Provenance
 
 

@@ -197,7 +197,7 @@ def _context_row(imported: Imported, given: Row) -> Row:
 
 
 def _csv_row(given: Row) -> Row:
-    if given.get(None):  # type: ignore[call-overload]
+    if any(given.pop(None, None) or []):  # type: ignore[call-overload]
         raise ValueError("it has more cells than there are columns: a cell that holds the separator needs quotation marks")
     cells = {key.strip().lower(): (value or "").strip() for key, value in given.items()}
     row: Row = {key: cells.get(key, "") for key in ("id", "question", "query", "type", "document")}

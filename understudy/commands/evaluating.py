@@ -228,7 +228,7 @@ def identity_of(workspace: Workspace, path: Path, plan: Plan, retriever: Retriev
     }
     remotes = {name: workspace.config.remotes[name] for name in (split_mode(asked)[0] for asked in plan.asked) if name in workspace.config.remotes}
     if remotes:
-        identity["remotes"] = {name: [endpoint.model, endpoint.base_url] for name, endpoint in remotes.items()}
+        identity["remotes"] = {name: [endpoint.model, digest_of(endpoint.base_url)[:12]] for name, endpoint in remotes.items()}
     if plan.recorded:
         identity["recorded"] = {name: digest_of([trace.id for trace in traces]) for name, traces in plan.recorded.items()}
     return identity

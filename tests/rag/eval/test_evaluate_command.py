@@ -150,7 +150,7 @@ def test_another_model_behind_a_remotes_name_is_another_run(notes_workspace: Wor
         opened = open_workspace(str(notes_workspace.root), [f"remotes.rival={{base_url: 'http://127.0.0.1:9/v1', model: {model}}}"])
         return identity_of(opened, questions, Plan([], ["base", "rival:fast"], {}, [], [], {}), retriever)
 
-    assert identity("old") == identity("old") != identity("new") and identity("new")["remotes"] == {"rival": ["new", "http://127.0.0.1:9/v1"]}
+    assert identity("old") == identity("old") != identity("new") and "127.0.0.1" not in str(identity("new"))  # a report is shown around
 
 
 def test_what_an_adapter_trained_on_is_refused_or_set_apart(ask, notes_workspace: Workspace, retriever: Retriever) -> None:  # type: ignore[no-untyped-def]

@@ -109,7 +109,13 @@ def test_csv_columns_are_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "q.csv"), ("\t", "q.csv"), (",", "q.tsv")])
 def test_the_header_tells_what_separates_the_columns(tmp_path: Path, separator: str, name: str) -> None:
-    rows = [["question", "answer", "answerable"], ["Who?", "Ann", "YES"], ["When?", "nine", "nein"], ["Where?", "here", "", "or there"], ["How?", "so"]]
+    rows = [
+        ["question", "answer", "answerable"],
+        ["Who?", "Ann", "YES"],
+        ["When?", "nine", "nein"],
+        ["Where?", "here", "", "or there"],
+        ["How?", "so", "", "", ""],
+    ]
     result, questions = imported(put(tmp_path / name, "\n".join(separator.join(row) for row in rows)), tmp_path)
     assert [question.question for question in questions] == ["Who?", "How?"]
     assert ["neither yes nor no" in row["reason"] or "more cells" in row["reason"] for row in result["skipped"]] == [True, True]
