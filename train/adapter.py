@@ -42,6 +42,7 @@ class AdapterSource:
     served_base: Path
     dataset: str
     dataset_summary: dict[str, Any]
+    rows: tuple[int, int]  # of it, learnt and validated on
     key: str
     start: AdapterManifest | None = None  # the adapter that training began from
 
@@ -75,7 +76,7 @@ def write_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, po
         rows = read_jsonl(run / METRICS)
         write_jsonl(scratch / METRICS, rows)
         write_text(scratch / "loss.svg", draw_training(rows, position.validation))
-        write_text(scratch / "README.md", model_card(manifest, source.dataset_summary))
+        write_text(scratch / "README.md", model_card(manifest, source.dataset_summary, source.rows))
         write_json(scratch / RESULT, {"key": source.key, "result": result})
     return result
 
@@ -113,7 +114,7 @@ def _result(position: Position, source: AdapterSource, manifest: AdapterManifest
         "adapter": manifest.served_name,
         "digest": manifest.digest,
         "path": path,
-        "examples": source.dataset_summary["examples"]["train"],
+        "examples": source.rows[0],
         "tokens": position.tokens,
         "seconds": round(position.seconds, 1),
         "tokens_per_second": round(position.tokens / position.seconds, 1),

@@ -10,9 +10,11 @@ from train.metrics import Row
 from understudy.adapters import AdapterManifest
 from understudy.terminal import figure
 
+DOES = {"plan": "plans searches", "answer": "answers with verbatim quotes or abstains", "validate": "validates answers"}
 
-def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:
-    """The adapter's README.md in the form model hubs read; `dataset` is the summary of what it learnt from."""
+
+def model_card(manifest: AdapterManifest, dataset: dict[str, Any], rows: tuple[int, int]) -> str:
+    """The adapter's README.md in the form model hubs read; `dataset` is the summary of what it learnt from, `rows` those it learnt and was validated on."""
 
     def metric(name: str) -> str:
         return figure(manifest.metrics.get(name))
@@ -22,9 +24,11 @@ def model_card(manifest: AdapterManifest, dataset: dict[str, Any]) -> str:
 
     served = "dequantised NF4" if manifest.quantisation == "nf4" else "bf16"
     start = manifest.recipe.get("warm_start")
-    does = "plans, answers with verbatim quotes, abstains and validates over retrieved passages"
-    if dataset.get("by_step", {}).keys() == {"chat"}:
-        does = "answers as the conversations did that it learnt from"
+    chosen: Any = manifest.recipe["steps"]
+    steps = [step for step in chosen if step in dataset.get("by_step", {})]
+    does, of_steps = "answers as the conversations did that it learnt from", ""
+    if steps:
+        does, of_steps = f"{', '.join(DOES[step] for step in steps)}, over retrieved passages", f", those of {', '.join(steps)}"
     return f"""---
 base_model: {manifest.base}
 library_name: peft
@@ -37,13 +41,13 @@ An adapter ({manifest.method}) that {does}.
 | | |
 |---|---|
 | base | {manifest.base} ({served} weights `{manifest.served_base_digest[:12]}`) |
-| method | {METHODS[manifest.method].source}: rank {manifest.rank}, alpha {manifest.alpha}, {", ".join(manifest.targets)} |
+| method | {METHODS[manifest.method].source}: {shape_of(manifest)} |
 | started from | {start or "fresh weights"}, seed {manifest.seed} |
 | loss per token | first {metric("loss_first")}, last {metric("loss_last")}, validation {metric("loss_validation")} |
 
 ## Data
 
-Dataset `{manifest.dataset_digest[:12]}`: {dataset["examples"]["train"]} rows to learn from, {dataset["examples"]["validation"]} for validation.
+Dataset `{manifest.dataset_digest[:12]}`: {rows[0]} rows to learn from, {rows[1]} for validation{of_steps}. The whole dataset:
 
 | | |
 |---|---|
@@ -68,6 +72,18 @@ from it; `understudy documents rm` names the adapters to train again.
 The losses above are of its own data. `evaluation.json`, where present, compares it with its base on questions about documents that it was not
 trained on, and `proof.json` what was served with what was trained. `metrics.jsonl` and `loss.svg` show the training.
 """
+
+
+def shape_of(manifest: AdapterManifest) -> str:
+    """What the method trains, in numbers and layers."""
+    targets = ", ".join(manifest.targets)
+    if manifest.method in ("prompt_tuning", "prefix_tuning"):
+        return f"{manifest.recipe['virtual_tokens']} virtual tokens"
+    if manifest.method in ("ia3", "bitfit"):
+        return targets
+    if manifest.method in ("fishmask", "far"):
+        return f"as many entries as rank {manifest.rank} has, {targets}"
+    return f"rank {manifest.rank}, alpha {manifest.alpha}, {targets}"
 
 
 def draw_training(rows: list[Row], validation: list[tuple[int, float]]) -> str:

@@ -1,6 +1,6 @@
 """Several processes as one run: each computes its share of a step's batches, and their gradients are summed.
 
-`accelerate launch` or `torchrun` start them. A step is the same step whatever computes it, so one recipe gives one adapter, up to
+`torchrun` or `accelerate launch` start them. A step is the same step whatever computes it, so one recipe gives one adapter, up to
 the order of the sums. Every process holds the whole base, or with `fsdp` a share of its layers (ZeRO-3, arXiv:1910.02054, by PyTorch's FSDP2);
 the adapter and its moments are small, and whole in each.
 """
@@ -44,7 +44,9 @@ class Processes:
     def check(self, recipe: Recipe) -> None:
         """Raise UsageError where a step has too few batches for every process, or there is nobody to share the base with."""
         if recipe.fsdp and self.count == 1:
-            raise UsageError("fsdp shares the base out among processes, and this is one", "start several: accelerate launch --num_processes 2 …")
+            raise UsageError(
+                "fsdp shares the base out among processes, and this is one", "start several: torchrun --nproc_per_node 2 .venv/bin/understudy train …"
+            )
         if recipe.batches_per_step < self.count:
             raise UsageError(
                 f"batches_per_step={recipe.batches_per_step} leaves some of {self.count} processes idle",

@@ -98,7 +98,8 @@ def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], p
     with processes.main_first():
         if found := find_finished_run(workspace, recipe.name, key):  # which the main process has just written
             return found
-        source = AdapterSource(workspace, recipe, base_id, base, served, dataset.name, summary, key, start[0] if start else None)
+        rows = batcher.census.rows, validator.census.rows
+        source = AdapterSource(workspace, recipe, base_id, base, served, dataset.name, summary, rows, key, start[0] if start else None)
         result = write_adapter(model, tokenizer, position, source)
         shutil.rmtree(run, ignore_errors=True)
         return result

@@ -124,7 +124,7 @@ def make_workspace(
         write_json(folder / "passages.json", passages)
         counts = {"train": 32, "validation": len(rows) - 32}
         lineage = {"prompt_version": PROMPT_VERSION, "tenants": ["default"], "group_ids": ["g1"], "question_digests": ["q1"]}
-        write_json(folder / "dataset.json", {"examples": counts, "by_step": {"plan": 9}, "by_kind": {"good": 9}, **lineage})
+        write_json(folder / "dataset.json", {"examples": counts, "by_step": {"plan": 18, "answer": 12, "validate": 18}, "by_kind": {"good": 9}, **lineage})
         return workspace
 
     return make

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from train.card import model_card
 from train.recipe import Recipe
 from train.sft import train
 from understudy.adapters import WEIGHTS, find_adapter
@@ -64,6 +65,17 @@ def test_an_adapter_lies_beside_what_tells_of_it(workspace: Workspace) -> None:
     assert "## Limits" in card
     assert "learning rate" in (folder / "loss.svg").read_text()
     assert not list(workspace.runs.glob("*"))
+
+
+def test_a_card_says_what_was_learnt_and_by_which_method(workspace: Workspace) -> None:
+    manifest, folder = find_adapter(workspace, "first")
+    assert "rank 4, alpha 8, q_proj" in (folder / "README.md").read_text()
+    tuned = manifest.model_copy(update={"method": "prompt_tuning", "recipe": manifest.recipe | {"steps": ["answer"]}})
+    card = model_card(tuned, {"by_step": {"plan": 18, "answer": 12}}, (10, 2))
+    assert "answers with verbatim quotes or abstains, over retrieved passages" in card
+    assert "10 rows to learn from, 2 for validation, those of answer." in card
+    assert "(arXiv:2104.08691): 20 virtual tokens |" in card
+    assert "as the conversations did" in model_card(tuned, {"by_step": {"chat": 3}}, (3, 0))
 
 
 def test_a_finished_run_is_not_trained_again(workspace: Workspace) -> None:
