@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tests.conftest import MODELS
 from tests.train.conftest import target_logprobs
-from train.attention import QUERY_BLOCK, ancestry, attend_by_branch, dense_mask, flex_mask, plan_blocks
+from train.attention import QUERY_BLOCK, ROUND, Branch, ancestry, attend_by_branch, dense_mask, flex_mask, plan_blocks, rounded_up
 from train.batches import Batcher
 from train.fused import fuse_layers
 from train.methods import prepare
@@ -203,6 +203,18 @@ def test_long_branches_are_cut_into_blocks_without_a_difference() -> None:
     loss, wanted = weighted_loss(blocked, merge_tries(batch)), torch.stack([loss_alone(reference, row) for row in batch]).sum()
     assert torch.isclose(loss.double(), wanted, rtol=TOLERANCE)
     assert_gradients_equal(adapter_gradients(blocked, loss), adapter_gradients(reference, wanted))
+
+
+def test_shapes_repeat_however_long_rows_are() -> None:
+    """Else a CPU library compiles and keeps a kernel for every batch."""
+    sizes = set()
+    for length in range(1, 3 * QUERY_BLOCK, 37):
+        batch = merge_tries([Row(Encoded([0, *range(length), 400 + i, *range(i)], 1 + length)) for i in range(1, 9)])
+        spare = rounded_up(len(batch.ids)) - len(batch.ids)
+        blocks = plan_blocks((*batch.branches, *([Branch(len(batch.ids), len(batch.ids) + spare, ())] if spare else [])), torch.float32)
+        assert [block.start for block in blocks] == list(range(0, len(batch.ids), QUERY_BLOCK))
+        sizes |= {size for block in blocks for size in block.bias.shape}
+    assert all(size % ROUND == 0 for size in sizes)
 
 
 def test_sliding_windows_and_scaled_logits_are_refused() -> None:
