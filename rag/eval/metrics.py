@@ -214,7 +214,8 @@ def _answer_scores(trace: Trace, question: Question) -> Row:
 
 
 def _evidence_scores(trace: Trace, question: Question, chunks: dict[str, Chunk]) -> Row:
-    """Citation, retrieval and support metrics; the last two of runs that were given passages, in any mode but closed-book."""
+    """Citation, retrieval and support metrics; the last two of runs that were given passages, in any mode but closed-book, retrieval's of
+    those that retrieved here: the passages of an imported answer are what was recovered of them, however it was found."""
     has_passages = trace.metadata.get("mode") != "closed-book"
     shown = shown_chunks(trace, chunks)
     gold = locate_gold(question, shown, chunks) if question.answerable or not question.has_answer_key else []
@@ -225,7 +226,7 @@ def _evidence_scores(trace: Trace, question: Question, chunks: dict[str, Chunk])
         right = sum(any(quote.overlaps(wanted) for wanted in gold) for quote in verbatim)
         row["citation_precision"] = right / len(emitted) if emitted else 0.0
         row["citation_recall"] = sum(any(wanted.overlaps(quote) for quote in verbatim) for wanted in gold) / len(gold)
-        row |= _retrieval_scores(trace, gold, chunks) if has_passages else {}
+        row |= _retrieval_scores(trace, gold, chunks) if has_passages and trace.source != "imported" else {}
     unsupported, sentences = unsupported_sentences(trace.answer, shown) if has_passages and trace.complete and not trace.abstained else (0, 0)
     row["sentences"] = float(sentences)
     row["unsupported_rate"] = unsupported / sentences if sentences else None

@@ -147,6 +147,11 @@ def test_only_the_first_retrieval_counts_for_recall(ask, reply, corpus) -> None:
     assert row["recall_at_k"] == 0.0
 
 
+def test_a_recorded_answer_retrieved_nothing_here(ask, reply, corpus) -> None:
+    row = score_trace(reply().model_copy(update={"source": "imported"}), ask(), corpus)
+    assert row["citation_precision"] == 1.0 and row["recall_at_k"] is row["precision_at_k"] is row["mrr"] is row["ndcg_at_k"] is None
+
+
 def test_no_quote_counts_nothing_and_no_gold_quote_is_undefined(ask, reply, corpus) -> None:
     assert score_trace(reply(quotes=[]), ask(), corpus)["citation_precision"] == 0.0
     without = score_trace(reply(), ask(quotes=[]), corpus)
