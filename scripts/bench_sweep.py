@@ -43,7 +43,7 @@ def run_one(root: str, change: str, steps: int) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     keep_freed_memory()
-    workspace, values = open_workspace(Path(root), []), parse_overrides([change] if change else [])
+    workspace, values = open_workspace(root, []), parse_overrides([change] if change else [])
     of_dataset = {key: values.pop(key) for key in OF_DATASET if key in values}
     recipe = Recipe.model_validate({"steps": ["answer"], "epochs": 9, "max_steps": steps, "checkpoint_minutes": 600} | values)
     default, changed = (workspace.datasets / build_dataset(workspace, **options)["dataset"] for options in ({}, of_dataset))
@@ -79,14 +79,13 @@ def decisions(model: Any, examples: list[Example], passages: dict[str, str], tok
     quote, abstain = (tokenizer(text, add_special_tokens=False).input_ids[0] for text in (QUOTE_LABEL, ABSTENTION))
     odds: list[float] = []
     answerable: list[bool] = []
-    for example in examples:
-        [[row]] = Batcher([example], passages, tokenizer, recipe).canonical()
-        prompt = row.encoded.ids[: row.encoded.completion]
+    for rows in Batcher(examples, passages, tokenizer, recipe).canonical():
+        asked = {tuple(row.encoded.ids[: row.encoded.completion]): row.encoded.ids[row.encoded.completion] != abstain for row in rows}
+        batch = merge_tries([Row(Encoded([*prompt, quote], len(prompt))) for prompt in asked])  # a target each, in their order
         with torch.autocast(model.device.type, torch.bfloat16):
-            state = source_states(model, merge_tries([Row(Encoded([*prompt, quote], len(prompt)))]))
-            logits = model.get_output_embeddings()(state.to(model.get_output_embeddings().weight.dtype))[0].float()
-        odds.append(float(logits[quote] - logits[abstain]))
-        answerable.append(example.target != ABSTENTION)
+            logits = model.get_output_embeddings()(source_states(model, batch))[:, [quote, abstain]].float()
+        odds += (logits[:, 0] - logits[:, 1]).tolist()
+        answerable += asked.values()
     answers = [odd > 0 for odd in odds]
     false = [not answer for answer, can in zip(answers, answerable, strict=True) if can]
     missed = [answer for answer, can in zip(answers, answerable, strict=True) if not can]

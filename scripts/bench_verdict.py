@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def interval(odds: list[float], rows: list[Example]) -> list[float]:
 def main() -> None:
     """One line an adapter, after the base's."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workspace", required=True, type=Path)
+    parser.add_argument("--workspace", required=True)
     parser.add_argument("--adapters", required=True, help="names, comma-separated")
     args = parser.parse_args()
     workspace = open_workspace(args.workspace, [])
