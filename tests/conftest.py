@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import mongodb
 from understudy.adapters import AdapterManifest
@@ -30,6 +31,9 @@ from understudy.files import write_json
 from understudy.models import weights_digest
 from understudy.records import Chunk, Citation, Document, Step, Trace
 from understudy.workspace import Workspace, create_workspace, open_workspace
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("untimed")
 
 BASE, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 SERVED_BASE = f"{BASE}-nf4"  # what a QLoRA adapter is served on: the base's dequantised NF4 weights
