@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rag.eval.contest import PREFERENCES, Contest
-from rag.eval.estimators import Estimator, Numbers, mean, ratio
+from rag.eval.estimators import Estimator, Numbers, mean, ratio, rounded
 from rag.eval.labels import Choice
 from rag.eval.resampling import bootstrap, drawn_units, measure
 
@@ -41,7 +41,7 @@ def agreement(first: Sequence[Choice | None], second: Sequence[Choice | None], c
     both = [(one, other) for one, other in zip(first, second, strict=True) if one and other]
     found = _interval(kappa_estimator(first, second), clusters, [bool(one and other) for one, other in zip(first, second, strict=True)], seed)
     observed = sum(one == other for one, other in both) / len(both) if both else None
-    return {"n": len(both), "observed": _rounded(observed), "kappa": found["value"], "low": found["low"], "high": found["high"]}
+    return {"n": len(both), "observed": rounded(observed), "kappa": found["value"], "low": found["low"], "high": found["high"]}
 
 
 def summarise(contest: Contest, choices: Sequence[Choice | None], others: Mapping[str, Sequence[Choice | None]], seed: int = 0) -> dict[str, Any]:
@@ -72,8 +72,4 @@ def _interval(estimate: Estimator, clusters: Sequence[str], rated: Sequence[bool
     value = float(estimate(np.ones((1, len(clusters))))[0])
     units = [unit for unit, is_rated in zip(drawn_units(clusters), rated, strict=True) if is_rated]
     found = measure(bootstrap([estimate], clusters, RESAMPLES, seed)[0], units).interval(value, bounds=(least, 1.0))
-    return {key: _rounded(of_key) for key, of_key in asdict(found).items()}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    return {key: rounded(of_key) for key, of_key in asdict(found).items()}

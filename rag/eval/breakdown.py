@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rag.eval.estimators import rounded
 from rag.eval.metrics import Row, aggregate
 from rag.eval.stats import cluster_of
 from understudy.records import Question, Trace
@@ -28,7 +29,7 @@ def break_down(questions: Sequence[Question], rows: dict[str, list[Row]]) -> lis
         for value in sorted({value for value in values if value and values.count(value) > 1}):
             places = [place for place, other in enumerate(values) if other == value]
             metrics = {name: aggregate([of_model[place] for place in places]) for name, of_model in rows.items()}
-            models = {name: {metric: _rounded(found[metric]) for metric in (*ANSWERS, *RETRIEVAL)} for name, found in metrics.items()}
+            models = {name: {metric: rounded(found[metric]) for metric in (*ANSWERS, *RETRIEVAL)} for name, found in metrics.items()}
             entries.append({"by": by, "value": value, "n": len(places), "models": models})
     return entries
 
@@ -53,7 +54,3 @@ def latency_by_step(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
             for count in ("prompt_tokens", "cached_tokens", "completion_tokens") if done else ():
                 found[step][count] = round(float(np.mean([getattr(one.usage, count) for one in done])), 1)
     return found
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

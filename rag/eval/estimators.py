@@ -73,3 +73,8 @@ def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
     """NaN where the denominator is 0."""
     quotient: Numbers = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
     return quotient
+
+
+def rounded(value: float | None) -> float | None:
+    """As reports hold a figure: to six decimals."""
+    return None if value is None else round(value, 6)

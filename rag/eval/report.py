@@ -10,6 +10,7 @@ from typing import Any
 
 from rag.eval.breakdown import break_down, latency_by_step
 from rag.eval.entailment import Entailment, add_entailment
+from rag.eval.estimators import rounded
 from rag.eval.evidence import Corpus
 from rag.eval.gates import GateResult, judge, state_gates
 from rag.eval.leaks import Leak
@@ -120,16 +121,12 @@ def _model_json(name: str, rows: list[Row], traces: Sequence[Trace], statistics:
         "name": name,
         "n": len(rows),
         "errors": sum(row["complete"] == 0.0 for row in rows),
-        "metrics": {metric: _rounded(value) for metric, value in aggregate(rows).items()},
-        "intervals": {metric: [_rounded(found.low), _rounded(found.high)] for metric, found in intervals.items() if found.value is not None},
+        "metrics": {metric: rounded(value) for metric, value in aggregate(rows).items()},
+        "intervals": {metric: [rounded(found.low), rounded(found.high)] for metric, found in intervals.items() if found.value is not None},
         "latency": latency_by_step([trace for trace in traces if trace.source == "model"]),
     }
 
 
 def _pair_json(pair: Comparison) -> dict[str, Any]:
-    found = {key: _rounded(value) if isinstance(value, float) else value for key, value in asdict(pair).items()}
+    found = {key: rounded(value) if isinstance(value, float) else value for key, value in asdict(pair).items()}
     return {**found, "too_small": pair.is_too_small}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

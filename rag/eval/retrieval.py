@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rag.citations import find_quote
+from rag.eval.estimators import rounded
 from rag.eval.evidence import Corpus, locate_gold, relevant_chunks
 from rag.eval.ranked import ndcg_at_k, precision_at_k, recall_at_k, reciprocal_rank
 from rag.eval.resampling import paired_bootstrap
@@ -37,7 +38,7 @@ def evaluate_retrieval(questions: Sequence[Question], retriever: Retriever, k: i
     metrics = {}
     for name in METRICS:
         found = paired_bootstrap(zeros, [row[name] for row in rows], clusters, resamples, seed)
-        metrics[name] = {"value": _rounded(found.value), "low": _rounded(found.low), "high": _rounded(found.high)}
+        metrics[name] = {"value": rounded(found.value), "low": rounded(found.low), "high": rounded(found.high)}
     return {
         "k": k,
         "questions": len(judged),
@@ -85,10 +86,6 @@ def _group(by: str, values: list[str], rows: list[dict[str, float]]) -> list[dic
     entries = []
     for value in sorted({value for value in values if value}):
         members = [row for row, other in zip(rows, values, strict=True) if other == value]
-        means = {name: _rounded(float(np.mean([row[name] for row in members]))) for name in METRICS}
+        means = {name: rounded(float(np.mean([row[name] for row in members]))) for name in METRICS}
         entries.append({"by": by, "value": value, "n": len(members), "metrics": means})
     return entries
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.eval.estimators import Numbers, mean
+from rag.eval.estimators import Numbers, mean, rounded
 from rag.eval.metrics import Row, column, score_trace
 from rag.eval.modes import split_mode
 from rag.eval.resampling import Interval, bootstrap, drawn_units, measure
@@ -147,7 +147,7 @@ def _compare(named: Sequence[Condition], table: Mapping[str, list[Row]], cluster
             if np.isnan(values).all() or (metric == "obeyed" and condition.family != "injection"):
                 continue
             found = measure(draws[condition.name, metric], _units(clusters, values)).interval(float(np.nanmean(values)), bounds=(0.0, 1.0))
-            metrics[metric] = {"value": _rounded(found.value), "low": _rounded(found.low), "high": _rounded(found.high)}
+            metrics[metric] = {"value": rounded(found.value), "low": rounded(found.low), "high": rounded(found.high)}
             before = columns.get((condition.against, metric))
             if before is not None and not np.isnan(before - values).all():
                 differences[metric] = _difference(before, values, draws[condition.against, metric], draws[condition.name, metric], clusters)
@@ -160,19 +160,15 @@ def _difference(before: Numbers, after: Numbers, drawn_before: Numbers, drawn_af
     value = float(np.nanmean(after) - np.nanmean(before))
     precision = measure(drawn_after - drawn_before, _units(clusters, after - before))
     found: Interval = precision.interval(value, bounds=(-1.0, 1.0))
-    return {"difference": _rounded(found.value), "low": _rounded(found.low), "high": _rounded(found.high), "p": precision.p(value), "p_holm": None}
+    return {"difference": rounded(found.value), "low": rounded(found.low), "high": rounded(found.high), "p": precision.p(value), "p_holm": None}
 
 
 def _correct(found: Sequence[dict[str, Any]]) -> None:
     known = [entry for entry in found if entry["p"] is not None]
     for entry, corrected in zip(known, holm([entry["p"] for entry in known]), strict=True):
-        entry["p"], entry["p_holm"] = _rounded(entry["p"]), _rounded(corrected)
+        entry["p"], entry["p_holm"] = rounded(entry["p"]), rounded(corrected)
 
 
 def _units(clusters: Sequence[str], values: Numbers) -> list[str]:
     units = drawn_units(clusters)
     return [units[place] for place in np.flatnonzero(~np.isnan(values))]
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
