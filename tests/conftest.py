@@ -37,7 +37,13 @@ settings.load_profile("untimed")
 
 BASE, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 SERVED_BASE = f"{BASE}-nf4"  # what a QLoRA adapter is served on: the base's dequantised NF4 weights
-SERVE = "import sys; from understudy.cli import main; sys.exit(main(['--workspace', sys.argv[1], 'serve']))"
+SERVE = """
+import sys
+import serve.gateway.run
+from understudy.cli import main
+serve.gateway.run.HUNG_SECONDS = 30  # the one thing that is not as users have it
+sys.exit(main(["--workspace", sys.argv[1], "serve"]))
+"""
 SAMPLE = Path(__file__).parents[1] / "samples" / "ai-governance"
 MODELS = Path(os.environ.get("UNDERSTUDY_TEST_MODELS", Path(__file__).parents[1] / "workspace" / "models"))  # scripts/setup puts them there
 DOCUMENTS = ("02-data-protection.pdf", "07-human-oversight.pdf")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import Send
 
 from serve.gateway.call import Call
+from serve.gateway.catalogue import AgentModel
 from serve.gateway.errors import Refused
-from serve.gateway.names import AgentModel
 from serve.gateway.relay import EVENTS
 from serve.gateway.requests import ChatRequest
 from understudy.client import StepModels

@@ -17,12 +17,14 @@ from serve.arguments import CPU_SEQS
 from serve.gateway import agents as rag
 from serve.gateway.agents import Agents, Wiring
 from serve.gateway.call import Call
+from serve.gateway.catalogue import AgentModel
 from serve.gateway.embedding import SharedEmbedder
 from serve.gateway.errors import Refused
 from serve.gateway.feedback import find_corrected, take_correction
 from serve.gateway.limits import FairGate
-from serve.gateway.names import AgentModel, Names
+from serve.gateway.names import Names
 from serve.gateway.observe import Log, Metrics
+from serve.gateway.pulse import Pulse
 from serve.gateway.relay import Upstream, open_session
 from serve.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest, ResponseRequest, Sampling
 from serve.gateway.responses import from_completion, stream_response
@@ -49,6 +51,7 @@ class Gateway:
         self._session = open_session()
         self.upstream = Upstream(self._session, self.settings.request_seconds, self.settings.silence_seconds)
         self.names = Names(workspace, self._session, log)
+        self.pulse = Pulse(self._session)
         self.embedder = SharedEmbedder(workspace)
         self.agents = Agents(workspace, wiring, self.embedder)
         self.trials = Trials(workspace, log, self.metrics)

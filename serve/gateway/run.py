@@ -23,7 +23,7 @@ from understudy.errors import EngineError, UnderstudyError
 from understudy.workspace import Workspace
 
 WATCH_SECONDS = 0.5
-CHECK_SECONDS, HUNG_SECONDS = 5.0, 120.0  # how often the engine is asked whether it is there, and how long it may not say so
+CHECK_SECONDS, HUNG_SECONDS = 5.0, 120.0  # how often the engine is asked whether it computes, and how long it may not
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart, doubled each time
 STEADY_SECONDS = 300.0  # an engine that ran this long starts the pauses anew
 
@@ -61,9 +61,9 @@ class Supervisor:
                 return None
             if clock() - asked > CHECK_SECONDS:
                 asked = clock()
-                answered = clock() if await gateway.names.answers() else answered
+                answered = clock() if self.engine.running and await gateway.pulse.beats(self.engine.running) else answered
                 if clock() - answered > HUNG_SECONDS:
-                    return EngineError(f"the engine has not answered for {clock() - answered:.0f} s")
+                    return EngineError(f"the engine has computed nothing for {clock() - answered:.0f} s")
         return died(self.engine)
 
     async def _lend(self, gateway: Gateway) -> bool:

@@ -22,6 +22,7 @@ from serve.arguments import build_command
 from serve.cpu_lora import add_low_rank, group_rows, pack
 from serve.engine import registered_adapters, served_base, start_engine, with_closed_template
 from serve.supervise import Engine, died, find_cause, free_port, spawn, wait_until_healthy
+from tests.processes import session_of
 from tests.serve.test_arguments import make_spec, option
 from tests.understudy.test_chat import CHATML, HYBRID, R1, make_tokenizer
 from understudy.adapters import AdapterManifest
@@ -154,19 +155,6 @@ LISTENER = textwrap.dedent("""
 """)
 
 
-def session_of(pid: int) -> list[int]:
-    """Living processes in a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(session) == pid and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def wait_until_gone(pid: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while session_of(pid) and time.monotonic() < deadline:
@@ -189,7 +177,7 @@ def test_stop_leaves_nothing_even_of_a_grandchild_that_ignores_sigterm(tmp_path:
         while "grandchild" not in engine.log_file.read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(session_of(engine.pid)) == 3  # guardian, child, grandchild
-    assert session_of(engine.pid) == []
+    assert session_of(engine.pid) == {}
     assert stages[0] == "starting vLLM"
     assert stages[-1].startswith("ready after")
     engine.stop()  # twice does no harm
@@ -227,7 +215,7 @@ def test_engine_that_never_gets_healthy_times_out_with_the_setting_to_raise(tmp_
     with engine, pytest.raises(EngineError) as caught:
         wait_until_healthy(engine, f"http://127.0.0.1:{port}/v1", 0.5, lambda _stage: None)
     assert "serve.start_seconds" in caught.value.remedy
-    assert session_of(engine.pid) == []
+    assert session_of(engine.pid) == {}
 
 
 def test_taken_port_is_named_with_a_remedy(tmp_path: Path) -> None:

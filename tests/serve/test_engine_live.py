@@ -25,6 +25,7 @@ from serve.engine import load_adapter, plan_engine, served_models, start_engine,
 from serve.load import measure
 from serve.supervise import free_port, require_free_port
 from tests.conftest import BASE, SERVE, SERVED_BASE, Served, register_random_adapter
+from tests.processes import session_of
 from tests.serve.doors import WIRING
 from understudy.chat import encode_prompt
 from understudy.engines import find_engine
@@ -78,19 +79,6 @@ def story(workspace: Workspace, words: int, seed: int = 0) -> list[int]:
     vocabulary = re.findall(r"[a-z]{3,}", str(json.__doc__))
     text = " ".join(random.Random(seed).choices(vocabulary, k=words))
     return encode_prompt(tokenizer, [Message(role="user", content=text)])
-
-
-def session_of(pid: int) -> dict[int, str]:
-    """Living processes of a session and their names."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            head, _, rest = stat.read_text().rpartition(")")
-        except OSError:
-            continue
-        if int(rest.split()[3]) == pid and rest.split()[0] not in "ZX":
-            found[int(stat.parent.name)] = head.partition("(")[2]
-    return found
 
 
 def test_the_engine_is_announced_with_all_it_serves(served: Served) -> None:

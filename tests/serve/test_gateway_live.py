@@ -15,9 +15,10 @@ import pytest
 
 from serve.gateway.server import url_of
 from tests.conftest import BASE, EMBEDDER, Served
+from tests.processes import session_of
 from tests.serve.test_gateway import HOSTILE
 from understudy.adapters import find_adapter
-from understudy.engines import find_engine
+from understudy.engines import RunningEngine, find_engine
 from understudy.files import write_json
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -110,6 +111,30 @@ def test_an_engine_that_is_killed_under_load_is_started_again(client: openai.Ope
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert client.chat.completions.create(model="base", messages=TURNS, max_tokens=2).choices
-    again = find_engine(engine_session.workspace)
-    assert again is not None and again.pid != engine_session.running.pid and set(engine_session.running.models) <= set(again.models)
-    engine_session.running = again
+    engine_session.running = succeed(engine_session)
+
+
+def succeed(session: Served) -> RunningEngine:
+    """The engine that took the place of the one known; it serves all that it did."""
+    again = find_engine(session.workspace)
+    assert again is not None and again.pid != session.running.pid and set(session.running.models) <= set(again.models)
+    return again
+
+
+def test_an_engine_whose_core_is_stuck_is_ended_and_started_again(client: openai.OpenAI, engine_session: Served, url: str) -> None:
+    """vLLM's server goes on listing models and calling itself healthy; what comes after asks the session's third engine."""
+    [core] = [pid for pid, name in session_of(engine_session.running.pid).items() if "Engine" in name]
+    os.kill(core, signal.SIGSTOP)
+    time.sleep(1)
+    assert httpx.get(engine_session.running.url.removesuffix("/v1") + "/health").status_code == 200
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model="base", messages=TURNS, max_tokens=2)
+    assert caught.value.status_code in (502, 503, 504)
+    deadline = time.monotonic() + 180
+    while find_engine(engine_session.workspace) is None or httpx.get(url.removesuffix("/v1") + "/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert client.chat.completions.create(model="base", messages=TURNS, max_tokens=2).choices
+    engine_session.running = succeed(engine_session)
+    with pytest.raises(ProcessLookupError):
+        os.kill(core, 0)

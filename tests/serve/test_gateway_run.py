@@ -25,7 +25,7 @@ from understudy.workspace import Workspace, create_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-ENGINE = UPSTREAM.replace("app.add_routes([", 'app.add_routes([web.get("/health", models), ')
+ENGINE = UPSTREAM.replace("app.add_routes([", 'app.add_routes([web.get("/health", models), web.post("/v1/completions", models), ')
 SERVE = """
 import sys
 import serve.engine, serve.gateway.names, serve.gateway.run

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from serve.arguments import ServedAdapter
 from serve.command import engine_for
 from serve.engine import load_adapter, plan_engine, served_models
-from serve.gateway.names import find_fault
+from serve.gateway.catalogue import find_fault
 from serve.matrix import MATRIX, measure_matrix
 from serve.measured import trial_engine
 from serve.merge import merged_spec

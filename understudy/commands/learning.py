@@ -116,7 +116,7 @@ def retriever_tune(args: Namespace) -> Outcome:
         [
             f"embedder {result['embedder']}: {result['pairs']} pairs, loss {loss['first']:.3f} → {loss['last']:.3f}, {result['seconds']:.0f} s",
             *_recall_lines(result["recall"]),
-            f"to use it: set models.embedder to {result['embedder']} in understudy.yaml, then `understudy index rebuild`",
+            f"to use it: `understudy config set models.embedder={result['embedder']}`, then `understudy index rebuild`",
         ],
     )
 

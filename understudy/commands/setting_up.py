@@ -1,4 +1,4 @@
-"""init, doctor, config show, models add and ls."""
+"""init, doctor, config show and set, models add and ls."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 from understudy import models
 from understudy.commands import Outcome, report, workspace_of
-from understudy.config import Config, known_keys
+from understudy.config import FILE_NAME, Config, known_keys, parse_overrides
 from understudy.engines import find_engine
 from understudy.errors import UnderstudyError
+from understudy.settings_file import set_values
 from understudy.store.urls import resolve_url, shown_url
-from understudy.workspace import Workspace, create_workspace
+from understudy.workspace import Workspace, create_workspace, open_workspace
 
 
 def init(args: Namespace) -> Outcome:
@@ -36,6 +37,14 @@ def config_show(args: Namespace) -> Outcome:
         value = {name: endpoint.model_dump() for name, endpoint in value.items()} if key == "remotes" else value
         values[key] = {"value": value, "origin": workspace.origins.get(key, "default")}
     return Outcome({"config": values}, [f"{key} = {entry['value']}  ({entry['origin']})" for key, entry in values.items()])
+
+
+def config_set(args: Namespace) -> Outcome:
+    """Write settings into understudy.yaml, all or none; comments stay."""
+    workspace = open_workspace(args.workspace, [*args.set, *args.settings])  # raises UsageError where one is wrong
+    values = parse_overrides(args.settings)
+    set_values(workspace.root / FILE_NAME, values)
+    return Outcome({"set": values, "file": str(workspace.root / FILE_NAME)}, [f"{key} = {value}" for key, value in values.items()])
 
 
 def models_add(args: Namespace) -> Outcome:
