@@ -56,7 +56,7 @@ def test_a_file_is_made_or_changed_whole(tmp_path: Path) -> None:
 def test_settings_are_set_from_the_command_line_all_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = create_workspace(str(tmp_path), "# mine\nretrieval: {k: 2}\n").root / "understudy.yaml"
     assert main(["--workspace", str(tmp_path), "config", "set", "retrieval.k=3", "models.embedder=tuned"]) == 0
-    assert file.read_text() == "# mine\nretrieval: {k: 3}\nmodels:\n  embedder: \"tuned\"\n"
+    assert file.read_text() == '# mine\nretrieval: {k: 3}\nmodels:\n  embedder: "tuned"\n'
     for wrong in ("retrieval.k=none", "retrieval.kk=3", "retrieval.k"):
         assert main(["--workspace", str(tmp_path), "config", "set", "tenant=x", wrong]) == 2
     assert "tenant" not in file.read_text() and "did you mean" in capsys.readouterr().err
