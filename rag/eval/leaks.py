@@ -1,4 +1,4 @@
-"""What an adapter has seen of the questions it is measured on: by its manifest's lineage, and the dataset that this names."""
+"""What an adapter or a tuned embedder has seen of the questions it is measured on: by its manifest's lineage, and the dataset that this names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from rag.same_questions import NEAR, normalised, numbers_of
 from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
-from understudy.files import read_jsonl
+from understudy.files import read_json, read_jsonl
 from understudy.records import Chunk, Question
 
+MANIFEST = "manifest.json"
 Kind = Literal["question", "near-duplicate", "document"]
 Embed = Callable[[list[str]], NDArray[np.float32]]  # texts → unit vectors [texts, dim]
 SPOKEN: dict[Kind, str] = {
@@ -24,6 +25,29 @@ SPOKEN: dict[Kind, str] = {
     "near-duplicate": "nearly the same as one asked in training",
     "document": "about a document it learnt from",
 }
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learnt, and what its manifest says of it."""
+
+    name: str
+    group_ids: list[str]
+    dataset_digest: str
+    question_digests: list[str]
+
+
+def adapter_learner(manifest: AdapterManifest) -> Learner:
+    """An adapter."""
+    return Learner(manifest.served_name, manifest.group_ids, manifest.dataset_digest, manifest.question_digests)
+
+
+def embedder_learner(folder: Path) -> Learner | None:
+    """A tuned embedder (train/retriever.py); None where nothing was learnt here."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    return Learner(f"the embedder {folder.name}", manifest["group_ids"], manifest["result"]["dataset"], [])
 
 
 @dataclass(frozen=True)
@@ -37,8 +61,8 @@ class Leak:
     of: str  # the question or document of the training data
 
 
-def find_leaks(questions: Sequence[Question], manifest: AdapterManifest, chunks: Iterable[Chunk], trained_on: Sequence[str] | None, embed: Embed) -> list[Leak]:
-    """Each question that the adapter learnt from, once, by its plainest reason.
+def find_leaks(questions: Sequence[Question], learner: Learner, chunks: Iterable[Chunk], trained_on: Sequence[str] | None, embed: Embed) -> list[Leak]:
+    """Each question that the learner knows, once, by its plainest reason.
 
     `chunks` is the corpus, which tells documents' ids; `trained_on` the training questions' texts, None where the dataset is gone: then
     near-duplicates go unseen.
@@ -46,7 +70,7 @@ def find_leaks(questions: Sequence[Question], manifest: AdapterManifest, chunks:
     ids: dict[str, set[str]] = defaultdict(set)
     for chunk in chunks:
         ids[PurePath(chunk.document).name].add(chunk.document_id)
-    learnt, asked = set(manifest.group_ids), set(manifest.question_digests)
+    learnt, asked = set(learner.group_ids), set(learner.question_digests)
     asked |= {digest_of(text) for text in trained_on or []}
     near = _nearest_trained([question.question for question in questions], list(trained_on or []), embed)
     leaks = []
@@ -60,14 +84,14 @@ def find_leaks(questions: Sequence[Question], manifest: AdapterManifest, chunks:
         elif seen:
             found = "document", seen[0]
         if found:
-            leaks.append(Leak(question.id, question.question, manifest.served_name, *found))
+            leaks.append(Leak(question.id, question.question, learner.name, *found))
     return leaks
 
 
-def trained_questions(datasets: Path, manifest: AdapterManifest) -> list[str] | None:
-    """The questions of the training rows of an adapter's dataset; None where the dataset is gone."""
-    path = datasets / manifest.dataset_digest / "examples.jsonl"
-    if not manifest.dataset_digest or not path.exists():
+def trained_questions(datasets: Path, learner: Learner) -> list[str] | None:
+    """The questions of the training rows of its dataset; None where the dataset is gone."""
+    path = datasets / learner.dataset_digest / "examples.jsonl"
+    if not learner.dataset_digest or not path.exists():
         return None
     return list(dict.fromkeys(str(row["question"]) for row in read_jsonl(path) if row["split"] == "train"))
 

@@ -160,19 +160,21 @@ def with_variants(workspace: Workspace, plan: Plan, retriever: Retriever, limit:
 
 
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
-    """(questions that are new to every adapter, the others, what to say of it), as evaluate.leaks has it; raises UsageError where it refuses."""
-    from rag.eval.leaks import find_leaks, spoken, trained_questions
+    """(questions that are new to every adapter and to the embedder, the others, what to say of it), as evaluate.leaks has it; raises UsageError where it refuses."""
+    from rag.eval.leaks import adapter_learner, embedder_learner, find_leaks, spoken, trained_questions
     from rag.eval.modes import split_mode
+    from understudy.models import model_path
 
     policy = workspace.config.evaluate.leaks
     leaks: list[Leak] = []
     notes = []
-    for adapter in dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, split_mode(name)[0])):
-        manifest = find_adapter(workspace, adapter)[0]
-        trained = trained_questions(workspace.datasets, manifest)
+    adapters = dict.fromkeys(adapter for name in names for adapter in adapters_of(workspace, split_mode(name)[0]))
+    tuned = embedder_learner(model_path(workspace, workspace.config.models.embedder))
+    for learner in [*(adapter_learner(find_adapter(workspace, adapter)[0]) for adapter in adapters), *([tuned] if tuned else [])]:
+        trained = trained_questions(workspace.datasets, learner)
         if trained is None:
-            notes.append(f"The dataset of {adapter} is gone: whether a question is nearly one it trained on was not checked.")
-        leaks += find_leaks(questions, manifest, retriever.chunks.values(), trained, retriever.embed)
+            notes.append(f"The dataset of {learner.name} is gone: whether a question is nearly one it trained on was not checked.")
+        leaks += find_leaks(questions, learner, retriever.chunks.values(), trained, retriever.embed)
     barred = {leak.question_id for leak in leaks if leak.kind != "document" or policy != "allow-documents"}
     if barred and policy != "set-apart":
         of_barred = [leak for leak in leaks if leak.question_id in barred]
@@ -186,7 +188,8 @@ def guard(workspace: Workspace, questions: list[Question], names: list[str], ret
     if barred:
         notes.append(f"{len(barred)} questions were set apart and are in no figure: {spoken(leaks)}.")
     elif leaks:
-        notes.append(f"{len(leaks)} questions are about documents that an adapter learnt from: they say little about other documents.")
+        known = len({leak.question_id for leak in leaks})
+        notes.append(f"{known} questions are about documents that a model learnt from: they say little about other documents.")
     return kept, leaks, notes
 
 

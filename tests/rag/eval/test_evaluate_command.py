@@ -174,7 +174,7 @@ def test_what_an_adapter_trained_on_is_refused_or_set_apart(ask, notes_workspace
     kept, leaks, notes = guarded("set-apart", 0, 1, 2)
     assert kept == ["1"] and leaks == [("0", "question"), ("2", "document")]
     assert "was not checked" in notes[0] and notes[1].startswith("2 questions were set apart")
-    assert guarded("allow-documents", 1, 2)[0] == ["1", "2"] and "about documents that an adapter learnt from" in guarded("allow-documents", 1, 2)[2][1]
+    assert guarded("allow-documents", 1, 2)[0] == ["1", "2"] and "about documents that a model learnt from" in guarded("allow-documents", 1, 2)[2][1]
     with pytest.raises(UsageError, match="asked in training"):
         guarded("allow-documents", 0, 1)
     with pytest.raises(UsageError, match="no question is new to every model"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag.eval.leaks import find_leaks, spoken, trained_questions
+from rag.eval.leaks import adapter_learner, embedder_learner, find_leaks, spoken, trained_questions
 from rag.eval.recorded_answers import recorded_answers
 from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
@@ -47,7 +47,7 @@ QUESTIONS = [
 def test_every_kind_of_leak_is_found_once(ask, corpus, manifest) -> None:
     documents = [["library.pdf"]] * 4 + [["other.pdf"], ["library.pdf"]]
     questions = [ask(id=str(place), question=text, documents=documents[place]) for place, text in enumerate(QUESTIONS)]
-    leaks = find_leaks(questions, manifest, corpus.values(), TRAINED, embed)
+    leaks = find_leaks(questions, adapter_learner(manifest), corpus.values(), TRAINED, embed)
     assert [(leak.question_id, leak.kind, leak.of) for leak in leaks] == [
         ("0", "question", TRAINED[0]),
         ("1", "near-duplicate", TRAINED[0]),
@@ -56,16 +56,26 @@ def test_every_kind_of_leak_is_found_once(ask, corpus, manifest) -> None:
     ]
     assert {leak.model for leak in leaks} == {"tiny@0123456789ab"}
     assert spoken(leaks).startswith("1 asked in training, such as 'How many books may a visitor borrow?'; 2 nearly the same")
-    gone = find_leaks(questions, manifest, corpus.values(), None, embed)  # without its dataset, digests and documents are left
+    gone = find_leaks(questions, adapter_learner(manifest), corpus.values(), None, embed)  # without its dataset, digests and documents are left
     assert [(leak.question_id, leak.kind) for leak in gone] == [("0", "question"), ("4", "document")]
 
 
 def test_the_questions_trained_on_are_those_of_the_manifests_dataset(tmp_path: Path, manifest) -> None:
-    assert trained_questions(tmp_path, manifest) is None
+    assert trained_questions(tmp_path, adapter_learner(manifest)) is None
     (tmp_path / "d1").mkdir()
     rows = [{"question": text, "split": split} for text, split in (("A?", "train"), ("B?", "validation"), ("A?", "train"), ("C?", "train"))]
     (tmp_path / "d1" / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert trained_questions(tmp_path, manifest) == ["A?", "C?"]
+    assert trained_questions(tmp_path, adapter_learner(manifest)) == ["A?", "C?"]
+
+
+def test_a_tuned_embedder_has_learnt_too_and_one_from_elsewhere_has_not(ask, corpus, tmp_path: Path) -> None:
+    assert embedder_learner(tmp_path) is None
+    (tmp_path / "manifest.json").write_text(json.dumps({"group_ids": ["id of other.pdf"], "result": {"dataset": "d1"}}))
+    tuned = embedder_learner(tmp_path)
+    assert tuned is not None and tuned.dataset_digest == "d1"
+    questions = [ask(id="1", question=QUESTIONS[4], documents=["other.pdf"]), ask(id="2", question=QUESTIONS[5], documents=["library.pdf"])]
+    [leak] = find_leaks(questions, tuned, corpus.values(), None, embed)
+    assert (leak.question_id, leak.kind, leak.model) == ("1", "document", f"the embedder {tmp_path.name}")
 
 
 def test_the_teachers_newest_recorded_answer_counts(ask, reply) -> None:
