@@ -160,7 +160,7 @@ def with_variants(workspace: Workspace, plan: Plan, retriever: Retriever, limit:
 
 
 def guard(workspace: Workspace, questions: list[Question], names: list[str], retriever: Retriever) -> tuple[list[Question], list[Leak], list[str]]:
-    """(questions that are new to every adapter and to the embedder, the others, what to say of it), as evaluate.leaks has it; raises UsageError where it refuses."""
+    """(questions that are new to every adapter and the embedder, the others, what to say of it), by evaluate.leaks; raises UsageError where it refuses."""
     from rag.eval.leaks import adapter_learner, embedder_learner, find_leaks, spoken, trained_questions
     from rag.eval.modes import split_mode
     from understudy.models import model_path
