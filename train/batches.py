@@ -40,27 +40,17 @@ class Batcher:
     def __init__(self, examples: list[Example], passages: dict[str, str], tokenizer: Any, recipe: Recipe) -> None:
         self._passages, self._tokenizer, self._recipe = passages, tokenizer, recipe
         self.census, self.max_length = Census(), recipe.max_length
-        self._epochs: dict[tuple[int, int], list[list[Row]]] = {}
+        self._dealt: tuple[tuple[int, int], list[list[Row]]] | None = None  # the latest epoch
         self.units = self._make_units(examples)
 
     def epoch(self, seed: int, epoch: int) -> list[list[Row]]:
         """The batches of one epoch, in order; the same seed and epoch give the same batches."""
-        if (seed, epoch) not in self._epochs:
+        if self._dealt is None or self._dealt[0] != (seed, epoch):
             units = list(self.units)
             random.Random(f"{seed}/{epoch}").shuffle(units)
             drawn = (self._encode(unit, draw_passages(unit[0], seed, epoch)) for unit in units)
-            self._epochs[seed, epoch] = [batch for rows in drawn for batch in self._split(rows)]
-        return self._epochs[seed, epoch]
-
-    def epochs(self) -> list[list[list[Row]]]:
-        """The batches of every epoch of the recipe, as far as its `max_steps` can reach."""
-        recipe, dealt, count = self._recipe, list[list[list[Row]]](), 0
-        for epoch in range(recipe.epochs):
-            if recipe.max_steps and count >= recipe.max_steps * recipe.batches_per_step:
-                break
-            dealt.append(self.epoch(recipe.seed, epoch))
-            count += len(dealt[-1])
-        return dealt
+            self._dealt = (seed, epoch), [batch for rows in drawn for batch in self._split(rows)]
+        return self._dealt[1]
 
     def canonical(self) -> Iterator[list[Row]]:
         """Every row in the passage order of inference, for validation."""

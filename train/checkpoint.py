@@ -28,7 +28,6 @@ class Position:
 
     epoch: int = 0
     batch: int = 0  # batches done in this epoch
-    batches: int = 0  # batches done in all
     steps: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent training, over all runs
     tokens: int = 0  # tokens of the rows, unshared

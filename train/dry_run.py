@@ -43,23 +43,23 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     batcher = Batcher(rows, passages, tokenizer, recipe)
     check_rows(batcher)
     check_leaks(rows, validation)
-    planned = [batch for epoch in batcher.epochs() for batch in epoch]
-    if recipe.max_steps:
-        planned = planned[: recipe.max_steps * recipe.batches_per_step]
-    batches = sorted(planned, key=distinct_tokens)
+    epoch, at_once = batcher.epoch(recipe.seed, 0), recipe.batches_per_step  # each has the same rows; sizes differ a little, as drawn
+    steps = min(recipe.epochs * -(-len(epoch) // at_once), recipe.max_steps or sys.maxsize)
+    batches = sorted(epoch[: steps * at_once], key=distinct_tokens)
+    passes = min(recipe.epochs * len(epoch), steps * at_once) / len(batches)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
     model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     check_layers(model.config, recipe)
     largest = merge_tries(batches[-1])
-    together = workers_for(model, recipe.batches_per_step)
-    seconds = time_steps(model, recipe, batches, sum(sizes))
+    together = workers_for(model, at_once)
+    seconds = passes * time_steps(model, recipe, batches, sum(sizes))
     result = {
         "examples": batcher.census.rows,
         "left_out_too_long": len(batcher.census.left_out),
-        "batches": len(batches),
-        "steps": -(-len(batches) // recipe.batches_per_step),
-        "tokens": tokens,
+        "batches": round(passes * len(batches)),
+        "steps": steps,
+        "tokens": round(passes * tokens),
         "sharing": round(tokens / sum(sizes), 3),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "memory_bytes": peak_bytes(),

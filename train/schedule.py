@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def share_done(position: Position, total_batches: int, recipe: Recipe) -> float:
-    """Progress, 1 or more at the end: by batches, or by time or steps where the recipe bounds those and they run out first."""
-    shares = [position.batches / total_batches]
+def share_done(position: Position, batches_in_epoch: int, recipe: Recipe) -> float:
+    """Progress, 1 or more at the end: by epochs, or by time or steps where the recipe bounds those and they run out first."""
+    shares = [(position.epoch + position.batch / batches_in_epoch) / recipe.epochs]
     if recipe.max_minutes:
         shares.append(position.seconds / (recipe.max_minutes * 60))
     if recipe.max_steps:

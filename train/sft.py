@@ -124,20 +124,19 @@ def fit(
     processes = processes or Processes()
     state = start_or_resume(model, recipe, run, report)
     position = state.position
-    epochs = batcher.epochs()
-    total = sum(len(batches) for batches in epochs)
+    epoch = batcher.epoch(recipe.seed, position.epoch)
     saved = time.monotonic()
     with Metrics(run, recipe.report_to, position.steps, processes.is_main) as metrics, Interruption(report) as interruption, progress("training", 1000) as bar:
         shown = 0
-        while (done := share_done(position, total, recipe)) < 1.0 and not has_stalled(position, recipe):
+        while (done := share_done(position, len(epoch), recipe)) < 1.0 and not has_stalled(position, recipe):
             began = time.monotonic()
-            batches = epochs[position.epoch][position.batch : position.batch + recipe.batches_per_step]
+            batches = epoch[position.batch : position.batch + recipe.batches_per_step]
             rate = learning_rate(done, recipe)
             thaw(state.parameters, done, recipe)
             seed_step(recipe.seed, position.steps, processes.index)
             with explained(run, position.steps + 1, batches, batcher.describe):
                 step = take_step(model, state.optimizer, [merge_tries(rows) for rows in processes.share(batches)], rate, recipe.max_grad_norm, processes)
-            advance(position, len(batches), len(epochs[position.epoch]), step)
+            advance(position, len(batches), len(epoch), step)
             measured = {"step": position.steps, "loss": step.loss, "learning_rate": rate, "grad_norm": step.grad_norm}
             if recipe.eval_steps and position.steps % recipe.eval_steps == 0:
                 measured |= validate(model, validator, state, recipe)
@@ -145,7 +144,7 @@ def fit(
             seconds, must_stop, must_save = processes.greatest([time.monotonic() - began, interruption.asked, is_due])
             position.seconds += seconds
             metrics.log(measured | {"tokens_per_second": step.distinct_tokens / seconds, "seconds": position.seconds})
-            now_done = int(1000 * min(1.0, share_done(position, total, recipe)))
+            now_done = int(1000 * min(1.0, share_done(position, len(epoch), recipe)))
             note = f"step {position.steps}, loss {mean(position.losses[-10:]):.3f}, {position.distinct_tokens / position.seconds:.0f} tokens/s"
             bar.advance(now_done - shown, note=note)
             shown = now_done
@@ -155,6 +154,8 @@ def fit(
             if must_stop:
                 report(f"stopped after step {position.steps}; its checkpoint is in {newest_checkpoint(run)}")
                 raise KeyboardInterrupt
+            if position.batch == 0 and position.epoch < recipe.epochs:
+                epoch = batcher.epoch(recipe.seed, position.epoch)
     save(run, state, processes)
     if not position.validation or position.validation[-1][0] != position.steps:
         validate(model, validator, state, recipe)
@@ -210,7 +211,6 @@ def take_step(
 
 def advance(position: Position, batches: int, batches_in_epoch: int, step: Step) -> None:
     """Move the position past a step over so many batches."""
-    position.batches += batches
     position.batch += batches
     if position.batch >= batches_in_epoch:
         position.epoch, position.batch = position.epoch + 1, 0

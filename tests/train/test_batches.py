@@ -63,13 +63,6 @@ def test_rows_of_one_set_share_an_order_that_changes_by_epoch(examples: list[Exa
     assert any(len(orders) > 1 for orders in seen.values())
 
 
-def test_epochs_that_no_step_can_reach_are_not_dealt(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> None:
-    recipe = Recipe(epochs=10**9, max_steps=4, batches_per_step=2, tokens_per_batch=512)
-    dealt = Batcher(examples, passages, tokenizer, recipe).epochs()
-    assert sum(map(len, dealt[:-1])) < 8 <= sum(map(len, dealt))
-    assert len(Batcher(examples, passages, tokenizer, Recipe(epochs=2)).epochs()) == 2
-
-
 def test_validation_shows_passages_in_the_order_of_inference(examples: list[Example], passages: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [row for batch in Batcher(examples, passages, tokenizer, Recipe()).canonical() for row in batch]
     wanted = Counter(tuple(encode_example(tokenizer, example_messages(e, passages), e.target).ids) for e in examples)

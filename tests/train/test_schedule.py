@@ -25,11 +25,11 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(kind: str, hal
     assert learning_rate(0.0, recipe) <= learning_rate(warmup, recipe) or not warmup
 
 
-@given(batches=st.integers(0, 50), steps=st.integers(0, 50), seconds=st.floats(0, 600))
-def test_whatever_runs_out_first_ends_the_run(batches: int, steps: int, seconds: float) -> None:
-    recipe = RECIPE.model_copy(update={"max_steps": 40, "max_minutes": 5.0})
-    position = Position(batches=batches, steps=steps, seconds=seconds)
-    assert (share_done(position, 50, recipe) >= 1) == (batches >= 50 or steps >= 40 or seconds >= 300)
+@given(epoch=st.integers(0, 3), batch=st.integers(0, 49), steps=st.integers(0, 50), seconds=st.floats(0, 600))
+def test_whatever_runs_out_first_ends_the_run(epoch: int, batch: int, steps: int, seconds: float) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 3, "max_steps": 40, "max_minutes": 5.0})
+    position = Position(epoch=epoch, batch=batch, steps=steps, seconds=seconds)
+    assert (share_done(position, 50, recipe) >= 1) == (epoch == 3 or steps >= 40 or seconds >= 300)
 
 
 @given(losses=st.lists(st.floats(0, 9, allow_nan=False), max_size=9), patience=st.integers(1, 4))

@@ -101,6 +101,14 @@ def test_a_finished_run_started_again_takes_no_step(train_in: Fit, tmp_path: Pat
     assert_equal(tensors_of(tmp_path), wanted)
 
 
+def test_an_epoch_is_dealt_when_it_is_reached(train_in: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[int] = []
+    deal = Batcher.epoch
+    monkeypatch.setattr(Batcher, "epoch", lambda batcher, seed, epoch: dealt.append(epoch) or deal(batcher, seed, epoch))
+    position, _ = train_in(tmp_path, recipe=RECIPE.model_copy(update={"epochs": 10**9, "max_steps": 13}))
+    assert position.epoch == 1 and dealt == [0, 1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(train_in: Fit, make_model: Callable[[Recipe], Any], tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"max_steps": 5})
     model = make_model(recipe)
