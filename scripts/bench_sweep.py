@@ -1,6 +1,7 @@
 """`scripts/bench sweep`: one thing of the default recipe or dataset changed at a time, and what it does to validation rows.
 
-`scripts/bench sweep --workspace W [key=value …]`: keys are a recipe's, or `no_support` and `dose` of `dataset build`; datasets are added to W. Every run
+`scripts/bench sweep --workspace W [key=value …]`: keys are a recipe's, or `no_support` and `dose` of `dataset build`; datasets are added to W. `grouped=false`
+deals the same rows in batches of the same sizes whatever their passages, so that fewer share a prefix. Every run
 trains --steps steps on its own rows and answers for the same ones, the default dataset's validation rows. A line each: `ours` and `peer` are
 the loss of answers (nats a token) with and without the change; beside it what the first token decides, to answer or to abstain.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,18 @@ CHANGES = ["rank=4", "rank=64", "learning_rate=3e-4", "learning_rate=3e-3", "no_
 OF_DATASET = ("no_support", "dose")
 
 
+class Shuffled(Batcher):
+    """The same rows in as large batches, drawn from all sets of passages."""
+
+    def epoch(self, seed: int, epoch: int) -> list[list[Row]]:
+        """As the batches that they replace, every row once."""
+        batches = super().epoch(seed, epoch)
+        rows = [row for batch in batches for row in batch]
+        random.Random(f"shuffled/{seed}/{epoch}").shuffle(rows)
+        left = iter(rows)
+        return [list(islice(left, len(batch))) for batch in batches]
+
+
 def run_one(root: str, change: str, steps: int) -> dict[str, Any]:
     """Train with the change, in this process; what validation rows say."""
     from transformers import AutoTokenizer
@@ -45,13 +60,14 @@ def run_one(root: str, change: str, steps: int) -> dict[str, Any]:
     keep_freed_memory()
     workspace, values = open_workspace(root, []), parse_overrides([change] if change else [])
     of_dataset = {key: values.pop(key) for key in OF_DATASET if key in values}
+    batcher_class = Batcher if values.pop("grouped", True) else Shuffled
     recipe = Recipe.model_validate({"steps": ["answer"], "epochs": 9, "max_steps": steps, "checkpoint_minutes": 600} | values)
     default, changed = (workspace.datasets / build_dataset(workspace, **options)["dataset"] for options in ({}, of_dataset))
     base = model_path(workspace, workspace.config.models.base)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     rows, passages, _ = read_dataset(changed)
     asked, shown, _ = read_dataset(default)
-    batcher = Batcher([e for e in rows if e.split == "train" and e.task == "answer"], passages, tokenizer, recipe)
+    batcher = batcher_class([e for e in rows if e.split == "train" and e.task == "answer"], passages, tokenizer, recipe)
     held = [e for e in asked if e.split == "validation" and e.task == "answer"]
     model = load_trainable(base, recipe)
     with tempfile.TemporaryDirectory() as run:

@@ -114,7 +114,8 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {error}", "fix the file") from error
     try:
-        return Recipe.model_validate({**values, **parse_overrides(overrides)})
+        digests = dict(each.split("=", 1) for each in overrides if each.startswith("dataset="))  # one of digits alone is no number
+        return Recipe.model_validate({**values, **parse_overrides(overrides), **digests})
     except ValidationError as error:
         raise UsageError("; ".join(explain_fault(fault, Recipe) for fault in error.errors()), "docs/settings.md lists every key") from error
 

@@ -35,6 +35,11 @@ def test_what_cannot_work_is_named(setting: str, fault: str) -> None:
         load_recipe("default", setting.split())
 
 
+@pytest.mark.parametrize("digest", ["01234567", "12e45678", "0x12", "abcdef01"])
+def test_the_beginning_of_a_datasets_digest_is_no_number(digest: str) -> None:
+    assert load_recipe("default", [f"dataset={digest}", "rank=8"]) == Recipe(dataset=digest, rank=8)
+
+
 @pytest.mark.parametrize("method", get_args(MethodName))
 def test_a_recipe_written_whole_is_read_again(method: str) -> None:
     recipe = Recipe.model_validate({"method": method, "quantisation": "none"})
