@@ -18,6 +18,7 @@ from rag.parsers import Parsers
 from understudy.adapters import manifests
 from understudy.errors import DocumentError, NotFoundError
 from understudy.files import read_json
+from understudy.models import LEARNT
 from understudy.progress import Progress
 from understudy.records import Document, document_of
 from understudy.workspace import Workspace
@@ -202,7 +203,7 @@ def learnt_from(workspace: Workspace, document_ids: set[str]) -> dict[str, Any]:
     known = [manifest for manifest, _ in manifests(workspace)]
     adapters = [manifest.served_name for manifest in known if _touches(manifest.group_ids, document_ids)]
     unknown = [manifest.served_name for manifest in known if manifest.lineage == "unknown"]
-    tuned = sorted(workspace.models.glob("*/manifest.json"))
+    tuned = sorted(workspace.models.glob(f"*/{LEARNT}"))
     embedders = [file.parent.name for file in tuned if _touches(read_json(file).get("group_ids", []), document_ids)]
     datasets = [f.parent.name for f in sorted(workspace.datasets.glob("*/dataset.json")) if document_ids & set(read_json(f).get("document_ids", []))]
     traces = sum(any(c.document_id in document_ids for c in trace.citations) for trace in workspace.store.traces(workspace.config.tenant))

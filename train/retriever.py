@@ -28,7 +28,7 @@ from train.support import holds_answer
 from understudy.digests import digest_of, digest_of_files
 from understudy.errors import TrainingError, UsageError
 from understudy.files import read_json, whole_folder, write_json
-from understudy.models import CARD, model_path, weights_digest
+from understudy.models import CARD, LEARNT, model_path, weights_digest
 from understudy.progress import Progress
 from understudy.records import SCHEMA_VERSION, Chunk, Trace
 from understudy.workspace import Workspace
@@ -36,7 +36,6 @@ from understudy.workspace import Workspace
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "sentence-transformers")
 CHECKPOINT_SECONDS = 60.0
 
@@ -79,9 +78,9 @@ def tune_retriever(workspace: Workspace, recipe: RetrieverRecipe, report: Callab
     base = model_path(workspace, base_id)
     key = digest_of([dataset.name, embedder_digest(base), recipe.model_dump()])
     target = workspace.models / recipe.name
-    if (target / MANIFEST).exists() and read_json(target / MANIFEST)["key"] == key:
+    if (target / LEARNT).exists() and read_json(target / LEARNT)["key"] == key:
         report("this recipe was already trained on this dataset and embedder: its model is reused")
-        return dict(read_json(target / MANIFEST)["result"]) | {"reused": True}
+        return dict(read_json(target / LEARNT)["result"]) | {"reused": True}
     if target.exists():
         raise UsageError(f"there is a model {recipe.name} already", "choose another with name=…: indexes were made with that one")
     train_traces, validation_traces, group_ids = split_traces(workspace, dataset)
@@ -258,6 +257,6 @@ def _register(target: Path, tuned: Path, key: str, result: dict[str, Any], recip
     }
     with whole_folder(target) as scratch:
         shutil.copytree(tuned, scratch, dirs_exist_ok=True)
-        write_json(scratch / MANIFEST, manifest)
+        write_json(scratch / LEARNT, manifest)
         card = {"id": recipe.name, "origin": f"{result['base']}, tuned on dataset {result['dataset'][:12]}", "weights_digest": result["digest"]}
         write_json(scratch / CARD, card)

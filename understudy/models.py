@@ -19,6 +19,7 @@ from understudy.files import read_json, whole_folder, write_json
 from understudy.workspace import Workspace
 
 CARD = "understudy.json"  # what a model folder says of itself: id, origin, weights digest
+LEARNT = "manifest.json"  # what that of a tuned embedder says of its training: recipe, dataset, groups of documents
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rag.same_questions import NEAR, normalised, numbers_of
 from understudy.adapters import AdapterManifest
 from understudy.digests import digest_of
 from understudy.files import read_json, read_jsonl
+from understudy.models import LEARNT
 from understudy.records import Chunk, Question
 
-MANIFEST = "manifest.json"
 Kind = Literal["question", "near-duplicate", "document"]
 Embed = Callable[[list[str]], NDArray[np.float32]]  # texts → unit vectors [texts, dim]
 SPOKEN: dict[Kind, str] = {
@@ -44,9 +44,9 @@ def adapter_learner(manifest: AdapterManifest) -> Learner:
 
 def embedder_learner(folder: Path) -> Learner | None:
     """A tuned embedder (train/retriever.py); None where nothing was learnt here."""
-    if not (folder / MANIFEST).exists():
+    if not (folder / LEARNT).exists():
         return None
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / LEARNT)
     return Learner(f"the embedder {folder.name}", manifest["group_ids"], manifest["result"]["dataset"], [])
 
 
