@@ -31,7 +31,7 @@ def summarise(question: str, texts: list[str], max_words: int) -> list[str]:
 
     Sentences are taken by score, the earlier of equals first, while they fit in `max_words`.
     """
-    sentences = [(place, text[start:end].strip()) for place, text in enumerate(texts) for start, end in sentence_spans(text)]
+    sentences = [(place, text[start:end]) for place, text in enumerate(texts) for start, end in sentence_spans(text)]
     scores = nearness(question, [sentence for _, sentence in sentences])
     taken, left = set(), max_words
     for i in sorted(range(len(sentences)), key=lambda i: (-scores[i], i)):
@@ -40,7 +40,7 @@ def summarise(question: str, texts: list[str], max_words: int) -> list[str]:
             taken.add(i)
             left -= words
     return [
-        " ".join(sentences[i][1] for i in range(len(sentences)) if i in taken and sentences[i][0] == place)
+        "".join(sentences[i][1] for i in range(len(sentences)) if i in taken and sentences[i][0] == place).strip()
         for place in range(len(texts))
         if any(sentences[i][0] == place for i in taken)
     ]

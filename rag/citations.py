@@ -8,7 +8,8 @@ from understudy.records import Chunk, Citation
 
 SENTENCE_WORDS = 60  # a longer sentence is quoted in part
 BEGINNING_WORDS = 4  # fewer identify no sentence
-SENTENCE_BREAK = re.compile(r"(?<=[.!?])[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n")
+FOOTNOTE = r"(?<=[^\W\d][.!?]\d)|(?<=[^\W\d][.!?]\d\d)"  # a mark after the full stop: "without VAT.1 Article 5 forbids"
+SENTENCE_BREAK = re.compile(rf"(?:(?<=[.!?])|{FOOTNOTE})[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n|\n(?=[^\n]* \| )")
 
 
 def find_quote(quote: str, text: str) -> tuple[int, int] | None:
@@ -26,17 +27,22 @@ def find_quote(quote: str, text: str) -> tuple[int, int] | None:
 def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     """The [start, end) of the whole sentences that [start, end) of `text` lies in.
 
-    A sentence ends at a full stop, question or exclamation mark before a space, or at a blank line; a single line
-    break ends nothing, because PDFs break lines anywhere. A span that would grow beyond SENTENCE_WORDS, as in a
-    long table without full stops, is returned as it is.
+    A sentence ends at a full stop, question or exclamation mark (and a footnote's mark) before a space, at a blank line, or before a
+    table's row; any other single line break ends nothing, because PDFs break lines anywhere. A span that would grow beyond
+    SENTENCE_WORDS, as in a long list without full stops, is returned as it is.
     """
-    breaks = [0, *(m.end() for m in SENTENCE_BREAK.finditer(text)), len(text)]
+    breaks = sentence_breaks(text)
     first = max(b for b in breaks if b <= start)
     last = min(b for b in breaks if b >= end)
     whole = text[first:last]
     if len(whole.split()) > SENTENCE_WORDS:
         return start, end
     return first + len(whole) - len(whole.lstrip()), first + len(whole.rstrip())
+
+
+def sentence_breaks(text: str) -> list[int]:
+    """Where sentences begin, and the end of the text."""
+    return [0, *(match.end() for match in SENTENCE_BREAK.finditer(text)), len(text)]
 
 
 def complete_quote(beginning: str, texts: list[str]) -> str | None:

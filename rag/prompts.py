@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from rag.citations import complete_quote
-from rag.nearest import nearest_sentences
+from rag.citations import SENTENCE_BREAK, complete_quote
+from rag.nearest import SHINGLE, SHINGLE_WEIGHT, nearest_sentences
 from understudy.digests import digest_of
 from understudy.records import Example, Message
 
@@ -47,7 +47,8 @@ EXAMPLE_UNANSWERED = "When was the library built?"
 EXAMPLE_QUERY = "visitor borrowing limit books"
 
 EXAMPLES = [EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
-PROMPT_VERSION = digest_of([ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, *EXAMPLES, NEAREST])[:12]
+POINTED = [NEAREST, SENTENCE_BREAK.pattern, SHINGLE, SHINGLE_WEIGHT]  # what the sentences that a prompt points at depend on
+PROMPT_VERSION = digest_of([ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, *EXAMPLES, *POINTED])[:12]
 
 ANSWER_FOUND = re.compile(r"(?is)\banswer\s*:\s*(.+)$")
 

@@ -49,6 +49,9 @@ def test_it_is_the_sentences_that_the_span_touches(sentences: list[tuple[str, st
         ("Bring a card, e.g. a passport. Pay first.", "passport", "Bring a card, e.g. a passport."),
         ("Fees\n\nA lost card costs four euro\n\nHours", "lost card", "A lost card costs four euro"),
         ("A rule holds.\n7 days is the limit.", "days is", "7 days is the limit."),
+        ("The limit excludes VAT.1 Article 5 forbids splitting.", "forbids", "Article 5 forbids splitting."),
+        ("It came with version 2.5 The end.", "came", "It came with version 2.5 The end."),
+        ("Class | Meaning\nS3 | Limited harm\nS4 | Near miss\n\nTell the owner.", "Limited", "S3 | Limited harm"),
     ],
 )
 def test_sentences_are_found(text: str, quote: str, sentence: str) -> None:
@@ -57,8 +60,8 @@ def test_sentences_are_found(text: str, quote: str, sentence: str) -> None:
     assert text[first:end] == sentence
 
 
-def test_a_long_table_gives_the_span_itself() -> None:
-    table = "\n".join(f"row {i} | {i} days" for i in range(SENTENCE_WORDS))
-    start = table.index("row 7")
-    assert sentence_around(table, start, start + 5) == (start, start + 5)
-    assert sentence_around(table, 0, len(table)) == (0, len(table))
+def test_a_long_list_gives_the_span_itself() -> None:
+    text = "\n".join(f"row {i}: {i} days" for i in range(SENTENCE_WORDS))
+    start = text.index("row 7")
+    assert sentence_around(text, start, start + 5) == (start, start + 5)
+    assert sentence_around(text, 0, len(text)) == (0, len(text))

@@ -19,6 +19,12 @@ def test_the_sentence_that_shares_most_of_the_question_comes_first() -> None:
     assert nearest_sentences("How many books may a visitor borrow?", TEXTS, 2)[0] == "A visitor may borrow six books for three weeks."
 
 
+def test_forms_of_a_word_and_phrases_count_too() -> None:
+    texts = ["Renewals of a contract are free.", "A contract is non-renewable after three terms."]
+    assert nearest_sentences("Is the contract non-renewable?", texts, 1) == texts[1:]
+    assert nearest_sentences("Is the contract still renewable?", texts, 1) == texts[1:]
+
+
 def test_what_stands_whole_within_another_is_not_shown_again() -> None:
     found = nearest_sentences("How many books may a visitor borrow?", TEXTS, 5)
     assert sum("six books" in sentence for sentence in found) == 1
