@@ -9,7 +9,8 @@ from understudy.records import Chunk, Citation
 SENTENCE_WORDS = 60  # a longer sentence is quoted in part
 BEGINNING_WORDS = 4  # fewer identify no sentence
 FOOTNOTE = r"(?<=[^\W\d][.!?]\d)|(?<=[^\W\d][.!?]\d\d)"  # a mark after the full stop: "without VAT.1 Article 5 forbids"
-SENTENCE_BREAK = re.compile(rf"(?:(?<=[.!?])|{FOOTNOTE})[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|\n\s*\n|\n(?=[^\n]* \| )")
+LINE_BREAK = re.compile(r"\n\s*\n|\n(?=[^\n]* \| )")  # before a paragraph, and before a table's row
+SENTENCE_BREAK = re.compile(rf"(?:(?<=[.!?])|{FOOTNOTE})[\"”’)]*\s+(?=[\"“‘(]?[^\Wa-z])|{LINE_BREAK.pattern}")
 
 
 def find_quote(quote: str, text: str) -> tuple[int, int] | None:
@@ -48,16 +49,18 @@ def sentence_breaks(text: str) -> list[int]:
 def complete_quote(beginning: str, texts: list[str]) -> str | None:
     """The quote that `beginning`, whose last word may not be whole, goes on to: up to the end of its sentence in the texts, on one line.
 
-    None where the whole words are fewer than BEGINNING_WORDS, stand nowhere, or go on in different ways.
+    Words at its end that stand nowhere after those before them are dropped. None where fewer than BEGINNING_WORDS are left, or those go on
+    in different ways.
     """
     words = beginning.split()[:-1]
-    if len(words) < BEGINNING_WORDS:
-        return None
-    pattern = re.compile(r"\s+".join(re.escape(word) for word in words))
-    found = [" ".join(text[m.start() : sentence_around(text, *m.span())[1]].split()) for text in texts for m in pattern.finditer(text)]
-    longest = max(found, key=len, default="")
-    is_one = all(longest.startswith(quote) for quote in found)  # passages overlap, and may end within a sentence
-    return longest if is_one and len(longest.split()) > len(words) else None
+    while len(words) >= BEGINNING_WORDS:
+        pattern = re.compile(r"\s+".join(re.escape(word) for word in words))
+        if found := [" ".join(text[m.start() : sentence_around(text, *m.span())[1]].split()) for text in texts for m in pattern.finditer(text)]:
+            longest = max(found, key=len)
+            is_one = all(longest.startswith(quote) for quote in found)  # passages overlap, and may end within a sentence
+            return longest if is_one and len(longest.split()) > len(words) else None
+        words.pop()
+    return None
 
 
 def locate(quote: str, chunks: list[Chunk], page_starts: dict[str, list[int]]) -> Citation | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from rag.citations import SENTENCE_BREAK, complete_quote
+from rag.citations import LINE_BREAK, SENTENCE_BREAK, complete_quote
 from rag.nearest import SHINGLE, SHINGLE_WEIGHT, nearest_sentences
 from understudy.digests import digest_of
 from understudy.records import Example, Message
@@ -47,8 +47,8 @@ EXAMPLE_UNANSWERED = "When was the library built?"
 EXAMPLE_QUERY = "visitor borrowing limit books"
 
 EXAMPLES = [EXAMPLE_PASSAGES, EXAMPLE_QUESTION, EXAMPLE_QUOTE, EXAMPLE_ANSWER, EXAMPLE_QUERY]
-POINTED = [NEAREST, SENTENCE_BREAK.pattern, SHINGLE, SHINGLE_WEIGHT]  # what the sentences that a prompt points at depend on
-PROMPT_VERSION = digest_of([ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, *EXAMPLES, *POINTED])[:12]
+SHOWN = [LINE_BREAK.pattern, SENTENCE_BREAK.pattern, NEAREST, SHINGLE, SHINGLE_WEIGHT]  # what lines and nearest sentences depend on
+PROMPT_VERSION = digest_of([ABSTENTION, SYSTEM, PLAN_SYSTEM, PLAN_TASK, ANSWER_TASK, VALIDATE_TASK, *EXAMPLES, *SHOWN])[:12]
 
 ANSWER_FOUND = re.compile(r"(?is)\banswer\s*:\s*(.+)$")
 
@@ -147,7 +147,7 @@ def completed(beginning: str, passages: list[str]) -> str:
     if strip_thinking(beginning) != beginning:
         return ""
     quoting = re.fullmatch(r"(?i)\s*quote\s*:\s*(\S[^\n]*)", beginning)
-    quote = complete_quote(quoting.group(1), [_flat(passage) for passage in passages]) if quoting else None
+    quote = complete_quote(quoting.group(1), passages) if quoting else None
     return answer_target([quote], "").rstrip() if quote else re.sub(r"\S+$", "", beginning).rstrip(" ")
 
 
@@ -197,8 +197,13 @@ def _answer_task(question: str, passages: list[str]) -> str:
 
 
 def _context(passages: list[str]) -> str:
-    shown = "\n\n".join(f"[{number}] {_flat(passage)}" for number, passage in enumerate(passages, 1))
+    shown = "\n\n".join(f"[{number}] {_in_lines(passage)}" for number, passage in enumerate(passages, 1))
     return f"Passages:\n{shown or '(none)'}\n\n"
+
+
+def _in_lines(passage: str) -> str:
+    """A paragraph, or a table's row, a line."""
+    return "\n".join(line for part in LINE_BREAK.split(passage) if (line := _flat(part)))
 
 
 def _flat(text: str) -> str:

@@ -295,7 +295,7 @@ def test_the_rendered_messages_are_those_that_adapters_were_trained_on(worked_ex
         *validate_messages(QUESTION, passages, 'Tuesdays. ("fired on Tuesdays")', worked_example),
     ]
     assert digest_of([message.model_dump() for message in messages])[:16] == digest
-    assert PROMPT_VERSION == "a8701fed35cf"
+    assert PROMPT_VERSION == "d4de5e2576d0"
 
 
 def test_nothing_is_checkpointed() -> None:

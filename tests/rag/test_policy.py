@@ -21,6 +21,7 @@ TEXTS = [
     "A sign stands at each entrance, at least three metres before\nthe camera. Another day begins.",
     "The camera. A sign stands at each entrance, at least",
 ]
+TABLE = "Class | Meaning | First response\nS3 moderate | Limited harm | Tell the owner\nS4 minor | Near miss | Log it\n\nClasses are drawn\nup by hand."
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,7 +49,8 @@ def test_one_lucky_question_is_no_reason_for_a_step_and_few_questions_leave_noth
     [
         ("A sign stands at each", "A sign stands at each entrance, at least three metres before the camera."),
         ("A sign stands at every", "A sign stands at each entrance, at least three metres before the camera."),  # the last word may not be whole
-        ("A sign stands at every entrance", None),
+        ("A sign stands at every entrance", "A sign stands at each entrance, at least three metres before the camera."),  # what stands nowhere is dropped
+        ("A sign hangs at every entrance", None),
         ("A sign stands", None),
         ("each entrance, at least three metres befo", "each entrance, at least three metres before the camera."),
         ("three metres before the camera. Ano", None),  # nothing is left of the sentence
@@ -77,6 +79,7 @@ def test_a_completed_quote_is_verbatim_and_begins_as_written(words: list[str], s
 def test_an_answer_is_gone_on_from_its_completed_quote_else_from_its_whole_words() -> None:
     assert completed("Quote: A sign stands at ea", TEXTS) == "Quote: A sign stands at each entrance, at least three metres before the camera.\nAnswer:"
     assert completed("Quote: A sign stands by a do", TEXTS) == "Quote: A sign stands by a"
+    assert completed("Quote: S3 moderate | Limited ha", [TABLE]) == "Quote: S3 moderate | Limited harm | Tell the owner\nAnswer:"
     assert completed("Quote: The barn.\nAnswer: It is gre", TEXTS) == "Quote: The barn.\nAnswer: It is"
     assert completed("<think>Quote: A sign stands at ea", TEXTS) == ""
 
