@@ -1,9 +1,10 @@
 """Training against TRL's SFTTrainer (and Unsloth on a GPU that has it): same base, rows, precision, learning rate and machine.
 
 `scripts/bench train --workspace W [--parts ...]`, W with a dataset built. Every run is a process of its own (bench_train_run.py).
-Parts: `sharing` (five questions over one passage) and `apart` (rows that share no passage) time steps at three settings of each side and
-compare the best; `loss` gives TRL `--seconds` of training at each of three settings, on the dataset as built with at most three rows a
-question, and then measures when ours reaches the lowest held-out loss that any of them had.
+Parts: `sharing` (five questions over one passage: a chunk, or with `--passage-tokens` also what stands after it) and `apart` (rows that
+share no passage) time steps at three settings of each side and compare the best; `loss` gives TRL `--seconds` of training at each of three
+settings, on the dataset as built with at most three rows a question, and then measures when ours reaches the lowest held-out loss that
+any of them had.
 Ratios are of wall time; processor seconds stand beside them, because a busy machine moves those less.
 """
 
@@ -30,7 +31,7 @@ from train.dataset import newest_dataset, read_dataset
 from train.recipe import Recipe
 from train.trie import Row, merge_tries
 from understudy.models import model_path
-from understudy.records import Example
+from understudy.records import Chunk, Example
 from understudy.workspace import open_workspace
 
 OUT = Path(".bench/train")
@@ -59,29 +60,33 @@ def main() -> None:
     parser.add_argument("--base", help="default: the workspace's models.base")
     parser.add_argument("--quantisation", default="nf4", choices=["nf4", "none"])
     parser.add_argument("--steps", type=int, default=3, help="steps of a timed run of the peer, the first of which does not count")
+    parser.add_argument("--passage-tokens", type=int, nargs="+", default=[0], help="part `sharing`, once for each: the least length of its passages")
     parser.add_argument("--seconds", type=float, default=150, help="training time of the peer in part `loss`")
     parser.add_argument("--curves", type=Path, default=OUT / "curves", help="where part `loss` writes its curves: this name with .json and .svg")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     bench = Bench(options)
     for part in options.parts:
-        print(json.dumps(bench.loss() if part == "loss" else bench.speed(part)), flush=True)
+        if part == "sharing":
+            for tokens in options.passage_tokens:
+                print(json.dumps({"passage_tokens": tokens} | bench.speed(part, bench.five_questions(tokens))), flush=True)
+        else:
+            print(json.dumps(bench.loss() if part == "loss" else bench.speed(part, bench.apart())), flush=True)
 
 
 class Bench:
     """The rows, and the runs over them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        workspace = open_workspace(options.workspace, [])
+        workspace = self.workspace = open_workspace(options.workspace, [])
         self.options, self.base = options, model_path(workspace, options.base or workspace.config.models.base)
         self.tokenizer = AutoTokenizer.from_pretrained(str(self.base), local_files_only=True)
         self.examples, self.passages, _ = read_dataset(newest_dataset(workspace))
         self.peers = ["trl", *(["unsloth"] if importlib.util.find_spec("unsloth") and torch.cuda.is_available() else [])]
         self.peak = matrix_peak()
 
-    def speed(self, part: str) -> dict[str, Any]:
+    def speed(self, part: str, units: list[Unit]) -> dict[str, Any]:
         """Examples/s of steps of each side at each of its settings; the best of each is compared."""
-        units = self.five_questions() if part == "sharing" else self.apart()
         runs = []
         for ours, theirs in zip(OURS, TRL, strict=True):  # in turns, so that a slow minute hits both
             runs += [self.run("ours", ours, units, steps=3 * self.options.steps)]
@@ -185,15 +190,28 @@ class Bench:
         batches = Batcher(capped, self.passages, self.tokenizer, Recipe()).epoch(0, 0)
         return [[{"ids": row.encoded.ids, "completion": row.encoded.completion} for row in batch] for batch in batches]
 
-    def five_questions(self) -> list[Unit]:
-        """Five answer rows over the first passage of their set: what shares most."""
+    def five_questions(self, passage_tokens: int) -> list[Unit]:
+        """Five answer rows over the first passage of their set, that and what follows it up to `passage_tokens`: what shares most."""
         by_set: dict[tuple[str, ...], list[Example]] = defaultdict(list)
         for example in self.examples:
             if example.split == "train" and example.task == "answer":
                 by_set[tuple(example.passage_ids)].append(example.model_copy(update={"passage_ids": example.passage_ids[:1]}))
-        batcher = Batcher([], self.passages, self.tokenizer, Recipe())
         units = [rows[:5] for rows in by_set.values() if len(rows) >= 5][: EXAMPLES // 5]
+        first = {unit[0].passage_ids[0] for unit in units}
+        batcher = Batcher([], {chunk_id: self.with_what_follows(chunk_id, passage_tokens) for chunk_id in first}, self.tokenizer, Recipe())
         return [[encoded(batcher, row) for row in unit] for unit in units]
+
+    def with_what_follows(self, chunk_id: str, tokens: int) -> str:
+        """A chunk, and as many of its document's next ones (at its end, of those before) as make it so many tokens."""
+        chunk = self.workspace.store.chunks_by_id([chunk_id])[chunk_id]
+        document, chunks = self.workspace.store.document(chunk.document_id) or (None, [])
+        assert document is not None
+        text, nearest = chunk.text, sorted(chunks, key=lambda other: (other.ordinal < chunk.ordinal, abs(other.ordinal - chunk.ordinal)))
+        taken: list[Chunk] = []
+        while nearest and (not taken or len(self.tokenizer(text).input_ids) < tokens):
+            taken.append(nearest.pop(0))
+            text = document.text[min(c.start for c in taken) : max(c.end for c in taken)]
+        return text
 
     def apart(self) -> list[Unit]:
         """One answer row of each set: no two share more than the system prompt."""

@@ -34,6 +34,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(MMAP_THRESHOLD, 2**30)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give back what `keep_freed_memory` kept: done now and then, it takes back what gaps between live tensors have grown to."""
+    libc = ctypes.CDLL(None)
+    if not torch.cuda.is_available() and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def load_base(folder: Path, quantisation: str, on_cpu: bool = False) -> PreTrainedModel:
     """The frozen base on the GPU if there is one and it may be there, else the CPU, in bf16 or double-quantised NF4. Raises TrainingError."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

@@ -15,7 +15,7 @@ import torch
 
 from rag.prompts import PROMPT_VERSION
 from train.adapter import AdapterSource, find_finished_run, write_adapter
-from train.base import keep_freed_memory, load_trainable, served_base
+from train.base import give_back_freed_memory, keep_freed_memory, load_trainable, served_base
 from train.batches import Batcher
 from train.checkpoint import Position, TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint, seed_step
 from train.dataset import find_dataset, read_dataset, rows_to_learn
@@ -43,6 +43,7 @@ VALIDATION_BATCHES = 12  # of the validation rows: a bounded share of the time
 UNDECIDING = {"report_to", "checkpoint_minutes", "dataset", "fsdp"}  # what a run may change its mind about when it goes on, and what is known by its digest
 IDLE = merge_tries([Row(Encoded([0, 0], 1))])  # a pass over it costs next to nothing, and its gradient over an infinite weight is zero
 SAMPLED_BATCHES = 16  # that a method chooses by
+GIVE_BACK_STEPS = 32  # steps after which freed memory goes back: some tenths of a second each time
 
 
 def train(workspace: Workspace, recipe: Recipe, report: Callable[[str], None], progress: Callable[[str, int], Progress]) -> dict[str, Any]:
@@ -137,6 +138,8 @@ def fit(
             with explained(run, position.steps + 1, batches, batcher.describe):
                 step = take_step(model, state.optimizer, [merge_tries(rows) for rows in processes.share(batches)], rate, recipe.max_grad_norm, processes)
             advance(position, len(batches), len(epoch), step)
+            if position.steps % GIVE_BACK_STEPS == 0:
+                give_back_freed_memory()
             measured = {"step": position.steps, "loss": step.loss, "learning_rate": rate, "grad_norm": step.grad_norm}
             if recipe.eval_steps and position.steps % recipe.eval_steps == 0:
                 measured |= validate(model, validator, state, recipe)
