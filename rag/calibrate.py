@@ -23,7 +23,7 @@ from rag.policy import WHOLE_GRAPH, Policy, is_worth_taking, worth_going_on_belo
 from rag.prompts import PROMPT_VERSION, Shot
 from rag.retrieve import Retriever
 from rag.shots import choose_shots
-from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, UNFITTED, Calibration, Logistic, constant, fit_logistic, write_calibration
+from rag.validation import ANSWERABLE_SIGNALS, FREE_SIGNALS, RIGHT_SIGNALS, SIGNALS, UNFITTED, Calibration, constant, fit_logistic, write_calibration
 from understudy.digests import digest_of
 from understudy.errors import EndpointError
 from understudy.progress import Progress
@@ -31,6 +31,7 @@ from understudy.records import Chunk, Question, Trace
 from understudy.settings.answers import Agent
 
 FOLDS = 5
+FITTING = 2  # raised where the same runs are fitted differently, so that calibrations made before are made again
 WITHOUT_PLAN = Policy(plans_first=False)
 WITH_COPIED_QUOTES = Policy(plans_first=False, completes_quotes=True)
 
@@ -95,7 +96,7 @@ class Arm:
 
 def calibration_key(questions_digest: str, retriever: Retriever, weights: str, settings: Agent) -> str:
     """Digest of everything a calibration rests on; `weights` is the digest of the model's."""
-    decided_by = [settings.max_false_abstentions, settings.max_rounds]
+    decided_by = [FITTING, settings.max_false_abstentions, settings.max_rounds]
     return digest_of([questions_digest, retriever.generation, retriever.settings.model_dump(), PROMPT_VERSION, weights, *decided_by])
 
 
@@ -198,28 +199,40 @@ def fit_signals(tried: list[Tried], signals: tuple[str, ...], max_false_abstenti
         questions=len(tried),
         right=fit_logistic(signals, [t.signals for t in given], are_right) or constant(are_right),
         answerable=decision,
-        threshold=answering_threshold(decision, tried, max_false_abstentions) if decision else 0.5,
+        threshold=answering_threshold(tried, max_false_abstentions),
         auroc=None,
         abstention_accuracy=None,
         prior=prior,
     )
 
 
-def answering_threshold(decision: Logistic, tried: list[Tried], max_false_abstentions: float) -> float:
+def answering_threshold(tried: list[Tried], max_false_abstentions: float) -> float:
     """The probability from which an answer stands: 0.5, or lower where that would abstain on too large a share of the answerable questions.
 
-    Abstentions that the model itself chose count among them and cannot be taken back.
+    Each question's probability is of a fit without its fold, and one loss more is reckoned with than there was: the share expected of
+    new questions then stays within the limit (conformal risk control, arXiv:2208.02814; exact for a fit on other data). Abstentions
+    that the model itself chose count too and cannot be taken back.
     """
-    answerable = [t for t in tried if t.row["answerable"]]
-    spare = math.floor(max_false_abstentions * len(answerable)) - sum(t.abstained for t in answerable)
-    chances = sorted(decision.probability(t.signals) for t in answerable if not t.abstained)
-    return min(0.5, chances[max(0, spare)]) if spare < len(chances) else 0.5
+    chances, own = [], 0
+    for held in folds_of(len(tried)):
+        rest = [t for place, t in enumerate(tried) if place not in held]
+        decision = fit_logistic(ANSWERABLE_SIGNALS, [t.signals for t in rest], [bool(t.row["answerable"]) for t in rest], balanced=True)
+        answerable = [tried[place] for place in held if tried[place].row["answerable"]]
+        own += sum(t.abstained for t in answerable)
+        chances += [decision.probability(t.signals) if decision else 0.5 for t in answerable if not t.abstained]
+    spare = math.floor(max_false_abstentions * (len(chances) + own + 1)) - 1 - own
+    return min(0.5, sorted(chances)[max(0, spare)]) if max(0, spare) < len(chances) else 0.5
+
+
+def folds_of(count: int) -> list[set[int]]:
+    """The places of so many questions, dealt into folds."""
+    order = np.random.default_rng(0).permutation(count)
+    return [set(order[fold::FOLDS].tolist()) for fold in range(FOLDS)]
 
 
 def cross_fit(tried: list[Tried], signals: tuple[str, ...], max_false_abstentions: float) -> list[Calibration]:
     """For each question the fits without its own fold."""
-    order = np.random.default_rng(0).permutation(len(tried))
-    folds = [set(order[fold::FOLDS].tolist()) for fold in range(FOLDS)]
+    folds = folds_of(len(tried))
     fits = [fit_signals([t for place, t in enumerate(tried) if place not in held], signals, max_false_abstentions) for held in folds]
     return [next(fit for fit, held in zip(fits, folds, strict=True) if place in held) for place in range(len(tried))]
 
