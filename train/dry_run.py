@@ -24,11 +24,11 @@ from understudy.models import model_path
 from understudy.progress import is_colourful
 from understudy.workspace import Workspace
 
-TIMED = (1 / 6, 1 / 2, 5 / 6)  # the batches that are timed, by size: each stands for a third of an epoch
+TIMED = (0.1, 0.3, 0.5, 0.7, 0.9)  # the steps that are timed, by size: each stands for a fifth of an epoch
 
 
 def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """(JSON, lines for a person). Takes real steps on this machine, over the largest batch and three others, with a learning rate of zero.
+    """(JSON, lines for a person). Takes real steps on this machine, over the largest batches and then five as dealt, with a learning rate of zero.
 
     It is one process with the whole base, whatever `fsdp` says.
     """
@@ -53,7 +53,7 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     check_layers(model.config, recipe)
     largest = merge_tries(batches[-1])
     together = workers_for(model, at_once)
-    seconds = passes * time_steps(model, recipe, batches, sum(sizes))
+    seconds = passes * time_steps(model, recipe, epoch[: len(batches)], sum(sizes))
     result = {
         "examples": batcher.census.rows,
         "left_out_too_long": len(batcher.census.left_out),
@@ -75,15 +75,16 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
 
 
 def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: int) -> float:
-    """Seconds that all batches will take together; they come in order of size. Raises TrainingError where the largest does not fit in memory.
+    """Seconds that all batches will take together; they come as dealt, because the batches of a step wait for the largest of them.
 
-    The largest go first, untimed: they warm the machine up and take the memory that training will.
+    The largest of all go first, untimed: they warm the machine up and take the memory that training will. Raises TrainingError where
+    they do not fit in memory.
     """
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = min(recipe.batches_per_step, len(batches))
-    largest = [merge_tries(rows) for rows in batches[-count:]]
+    largest = [merge_tries(rows) for rows in sorted(batches, key=distinct_tokens)[-count:]]
     try:
         take_step(model, optimizer, largest, 0.0, recipe.max_grad_norm)
     except (MemoryError, RuntimeError) as error:
@@ -91,10 +92,12 @@ def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: i
             raise
         remedy = "lower tokens_per_batch or batches_per_step, or set gradient_checkpointing=true"
         raise TrainingError(f"memory ran out in the largest batch, of {len(largest[-1].ids)} tokens", remedy) from error
+    whole = len(batches) - len(batches) % count
+    steps = sorted((batches[first : first + count] for first in range(0, whole, count)), key=lambda step: sum(map(distinct_tokens, step)))
     seconds, computed = 0.0, 0
     for place in TIMED:
-        began, first = time.perf_counter(), int(place * (len(batches) - count))
-        step = [merge_tries(rows) for rows in batches[first : first + count]]
+        began = time.perf_counter()
+        step = [merge_tries(rows) for rows in steps[int(place * len(steps))]]
         computed += take_step(model, optimizer, step, 0.0, recipe.max_grad_norm).distinct_tokens
         if torch.cuda.is_available():
             torch.cuda.synchronize()
