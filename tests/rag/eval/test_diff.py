@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rag.eval.diff import COMPARED, Run, new_words
+from rag.eval.diff import COMPARED, WORD, Run, new_words
 from rag.eval.explorer import build_cases
 from rag.eval.metrics import score_trace
 
@@ -26,12 +26,13 @@ TEXTS = st.text(st.sampled_from("ab ,.É\n"), max_size=30)
 
 
 @given(TEXTS, st.lists(TEXTS, max_size=3))
+@example("b.a.a", [""])  # one run of three words, without a space
 def test_runs_are_the_text_and_nothing_is_new_to_itself(text: str, others: list[str]) -> None:
     runs = new_words(text, others)
     assert "".join(run.text for run in runs) == text and all(run.text for run in runs)
     assert not new(text, *others, text.swapcase())
     if others:
-        assert len(" ".join(new(text, *others, "a")).split()) <= len(" ".join(new(text, *others)).split())
+        assert len(WORD.findall(" ".join(new(text, *others, "a")))) <= len(WORD.findall(" ".join(new(text, *others))))
 
 
 def test_rivals_stand_beside_the_baseline_and_abstentions_beside_nobody(ask, reply, abstain, corpus) -> None:  # type: ignore[no-untyped-def]
