@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from itertools import pairwise
 
 from rag.citations import SENTENCE_WORDS, sentence_breaks
 from rag.index import tokenize
+from rag.same_questions import normalised, shingles
 
 LEAST_WORDS = 3  # fewer are no quote (rag.citations.find_quote)
-SHINGLE, SHINGLE_WEIGHT = 4, 0.1  # characters of a run that a question and a sentence share, and what one counts for
+SHINGLE_WEIGHT = 0.1  # what each run of characters counts for that a question and a sentence share
 
 
 def nearest_sentences(question: str, texts: list[str], count: int) -> list[str]:
@@ -37,15 +37,9 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 def nearness(question: str, sentences: list[str]) -> list[float]:
     """Of each sentence the sum of idf over the stems that it shares with the question, idf being taken over these sentences, and
-    SHINGLE_WEIGHT for each run of SHINGLE characters that both have, which tells phrases and forms of a word; 0 where no stem is shared."""
+    SHINGLE_WEIGHT for each run of characters that both have, which tells phrases and forms of a word; 0 where no stem is shared."""
     asked, *stems = (set(words) for words in tokenize([question, *sentences]))
-    runs, *own_runs = (shingles(text) for text in (question, *sentences))
+    runs, *own_runs = (shingles(normalised(text)) for text in (question, *sentences))
     frequency = Counter(stem for own in stems for stem in own & asked)
     by_stems = [sum(math.log(1 + len(sentences) / frequency[stem]) for stem in sorted(own & asked)) for own in stems]
     return [score and score + SHINGLE_WEIGHT * len(own & runs) for score, own in zip(by_stems, own_runs, strict=True)]
-
-
-def shingles(text: str) -> set[str]:
-    """Every run of SHINGLE characters, whatever their case, anything between words being one space."""
-    plain = re.sub(r"\W+", " ", text.casefold()).strip()
-    return {plain[i : i + SHINGLE] for i in range(len(plain) - SHINGLE + 1)}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from rag.citations import LINE_BREAK, SENTENCE_BREAK, complete_quote
-from rag.nearest import SHINGLE, SHINGLE_WEIGHT, nearest_sentences
+from rag.nearest import SHINGLE_WEIGHT, nearest_sentences
+from rag.same_questions import SHINGLE
 from understudy.digests import digest_of
 from understudy.records import Example, Message
 

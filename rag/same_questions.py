@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 NEAR = 0.92  # cosine from which on two questions with the same numbers are one
+SHINGLE = 4  # characters
 
 
 class KnownQuestions:
@@ -45,6 +46,11 @@ class KnownQuestions:
 def normalised(question: str) -> str:
     """Words alone, in lower case."""
     return " ".join(re.findall(r"\w+", question.lower()))
+
+
+def shingles(text: str) -> frozenset[str]:
+    """The runs of SHINGLE characters of a text; a shorter text is one."""
+    return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
 def numbers_of(question: str) -> Counter[str]:

@@ -45,15 +45,15 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     check_leaks(rows, validation)
     epoch, at_once = batcher.epoch(recipe.seed, 0), recipe.batches_per_step  # each has the same rows; sizes differ a little, as drawn
     steps = min(recipe.epochs * -(-len(epoch) // at_once), recipe.max_steps or sys.maxsize)
-    batches = sorted(epoch[: steps * at_once], key=distinct_tokens)
+    batches = epoch[: steps * at_once]
     passes = min(recipe.epochs * len(epoch), steps * at_once) / len(batches)
     sizes = [distinct_tokens(batch) for batch in batches]
     tokens = sum(len(row.encoded.ids) for batch in batches for row in batch)
     model = load_trainable(base, recipe, lambda: first_batches(batcher, recipe))
     check_layers(model.config, recipe)
-    largest = merge_tries(batches[-1])
+    largest = merge_tries(batches[sizes.index(max(sizes))])
     together = workers_for(model, at_once)
-    seconds = passes * time_steps(model, recipe, epoch[: len(batches)], sum(sizes))
+    seconds = passes * time_steps(model, recipe, batches, sizes)
     result = {
         "examples": batcher.census.rows,
         "left_out_too_long": len(batcher.census.left_out),
@@ -74,8 +74,8 @@ def dry_run(workspace: Workspace, recipe: Recipe) -> tuple[dict[str, Any], list[
     return result, [*describe_rows(batcher, tokenizer), *lines, "", *shown_row(tokenizer, sample_of(batcher), passages, is_colourful(sys.stdout))]
 
 
-def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: int) -> float:
-    """Seconds that all batches will take together; they come as dealt, because the batches of a step wait for the largest of them.
+def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], sizes: list[int]) -> float:
+    """Seconds that all batches, of so many distinct tokens, will take together; they come as dealt, because the batches of a step wait for the largest of them.
 
     The largest of all go first, untimed: they warm the machine up and take the memory that training will. Raises TrainingError where
     they do not fit in memory.
@@ -84,7 +84,7 @@ def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: i
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     count = min(recipe.batches_per_step, len(batches))
-    largest = [merge_tries(rows) for rows in sorted(batches, key=distinct_tokens)[-count:]]
+    largest = [merge_tries(batches[place]) for place in sorted(range(len(batches)), key=sizes.__getitem__)[-count:]]
     try:
         take_step(model, optimizer, largest, 0.0, recipe.max_grad_norm)
     except (MemoryError, RuntimeError) as error:
@@ -93,13 +93,14 @@ def time_steps(model: Any, recipe: Recipe, batches: list[list[Row]], distinct: i
         remedy = "lower tokens_per_batch or batches_per_step, or set gradient_checkpointing=true"
         raise TrainingError(f"memory ran out in the largest batch, of {len(largest[-1].ids)} tokens", remedy) from error
     whole = len(batches) - len(batches) % count
-    steps = sorted((batches[first : first + count] for first in range(0, whole, count)), key=lambda step: sum(map(distinct_tokens, step)))
+    by_size = sorted(range(0, whole, count), key=lambda first: sum(sizes[first : first + count]))
     seconds, computed = 0.0, 0
     for place in TIMED:
         began = time.perf_counter()
-        step = [merge_tries(rows) for rows in steps[int(place * len(steps))]]
+        first = by_size[int(place * len(by_size))]
+        step = [merge_tries(rows) for rows in batches[first : first + count]]
         computed += take_step(model, optimizer, step, 0.0, recipe.max_grad_norm).distinct_tokens
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds += time.perf_counter() - began
-    return seconds / computed * distinct
+    return seconds / computed * sum(sizes)

@@ -14,9 +14,9 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 
 from rag.same_questions import normalised
+from rag.same_questions import shingles as shingles_of
 
 THRESHOLD = 0.7
-SHINGLE = 4  # characters
 BANDS, ROWS = 32, 4
 
 _DRAWN = np.random.default_rng(0).integers(0, 1 << 63, size=(2, BANDS * ROWS, 1), dtype=np.uint64)
@@ -24,9 +24,8 @@ _FACTORS, _OFFSETS = _DRAWN[0] | np.uint64(1), _DRAWN[1]
 
 
 def shingles(question: str) -> frozenset[str]:
-    """The runs of SHINGLE characters of the normalised question with a space at either end."""
-    text = f" {normalised(question)} "
-    return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
+    """Those of the normalised question with a space at either end."""
+    return shingles_of(f" {normalised(question)} ")
 
 
 def similarity(a: frozenset[str], b: frozenset[str]) -> float:

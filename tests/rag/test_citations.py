@@ -60,6 +60,13 @@ def test_sentences_are_found(text: str, quote: str, sentence: str) -> None:
     assert text[first:end] == sentence
 
 
+def test_a_long_table_gives_its_row_and_over_all_rows_the_span_itself() -> None:
+    table = "\n".join(f"row {i} | {i} days" for i in range(SENTENCE_WORDS))
+    start = table.index("row 7")
+    assert sentence_around(table, start, start + 5) == (start, table.index("\n", start))
+    assert sentence_around(table, 0, len(table)) == (0, len(table))
+
+
 def test_a_long_list_gives_the_span_itself() -> None:
     text = "\n".join(f"row {i}: {i} days" for i in range(SENTENCE_WORDS))
     start = text.index("row 7")
