@@ -1,4 +1,4 @@
-"""What a dry run reckons, as far as it needs no real weights; tests/train/test_real_runs.py holds it against a run."""
+"""What a dry run reckons, as far as it needs no real weights; docs/benchmarks.md holds it against runs."""
 
 from __future__ import annotations
 
